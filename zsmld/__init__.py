@@ -1,0 +1,66 @@
+"""zsmld: zero-shot multi-label image classification. Score photos against any list of words.
+
+import zsmld
+model = zsmld.ZeroShotClassifier.from_pretrained("path-or-hub-id")
+predictor = zsmld.Predictor(model, words=["dog", "red car", "beach"])
+for p in predictor.predict("photos/", top_k=5):
+    print(p.path, p.words, p.scores)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zsmld.datasets import build_dataset
+    from zsmld.decoder import MLDecoder
+    from zsmld.evaluator import Evaluator
+    from zsmld.images import ImageEncoder
+    from zsmld.model import ZeroShotClassifier, create_model
+    from zsmld.predictor import Predictor
+    from zsmld.recipe import Recipe
+    from zsmld.text import TextEncoder
+    from zsmld.trainer import Trainer
+    from zsmld.vocabulary import Vocabulary
+
+# The public names and where they live. Nothing is imported until one is used, so `import zsmld` is instant.
+_PUBLIC = {
+    "ZeroShotClassifier": "model",
+    "create_model": "model",
+    "Predictor": "predictor",
+    "Evaluator": "evaluator",
+    "Trainer": "trainer",
+    "Recipe": "recipe",
+    "Vocabulary": "vocabulary",
+    "TextEncoder": "text",
+    "ImageEncoder": "images",
+    "MLDecoder": "decoder",
+    "build_dataset": "datasets",
+}
+
+__all__ = [
+    "Evaluator",
+    "ImageEncoder",
+    "MLDecoder",
+    "Predictor",
+    "Recipe",
+    "TextEncoder",
+    "Trainer",
+    "Vocabulary",
+    "ZeroShotClassifier",
+    "build_dataset",
+    "create_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"zsmld.{_PUBLIC[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("zsmld")
+    raise AttributeError(f"module 'zsmld' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

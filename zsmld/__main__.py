@@ -1,0 +1,5 @@
+"""`python -m zsmld` is `zsmld`."""
+
+from zsmld.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,349 @@
+"""ImageEncoder: images -> spatial embeddings, with any timm or open_clip model that gives a map, and its transform.
+
+An image encoder is named by a spec string:
+
+    timm:NAME                    a timm model or a local folder, e.g. timm:resnet50.a1_in1k
+    open_clip:ARCH/PRETRAINED    the image tower of an open_clip model, e.g. open_clip:ViT-B-16/openai
+"""
+
+import difflib
+import inspect
+import io
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+# These mix several scales or drop the map before their last layer: there is no (B,S,C) to attend to.
+_NO_MAP = ("pit_", "crossvit_", "coat_")
+
+Resize = Literal["squash", "crop"]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """PIL image -> normalised tensor, as the encoder was trained to see it.
+
+    Args:
+        image_size: side in pixels of the square result.
+        mean: per channel, in [0,1].
+        std: per channel, in [0,1].
+        interpolation: "bilinear" or "bicubic".
+        resize: "squash" resizes both sides and keeps everything in view, the habit of multi-label work and the
+            default; "crop" resizes the short side and crops the centre.
+    """
+
+    image_size: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    resize: Resize = "squash"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}; choose one")
+        if self.resize not in ("squash", "crop"):
+            raise ValueError(f"resize must be 'squash' or 'crop', got {self.resize!r}; choose one")
+        if self.image_size < 1 or len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(
+                f"image_size must be positive and mean and std have 3 values, got {self.image_size}, {self.mean}, "
+                f"{self.std}; correct them"
+            )
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """RGB image of any size -> (3,H,W) fp32 with H = W = image_size. A tensor is taken as transformed already."""
+        if isinstance(image, Tensor):
+            return image
+        image = self.fit(image)
+        pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255  # (3,H,W)
+        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """Only the geometry: RGB, (image_size, image_size); what the encoder sees, as a picture."""
+        image, size = image.convert("RGB"), (self.image_size, self.image_size)
+        if image.size == size:
+            return image
+        method = Image.Resampling[self.interpolation.upper()]
+        if self.resize == "squash":
+            return image.resize(size, method)
+        return ImageOps.fit(image, size, method)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+
+class ImageEncoder(nn.Module):
+    """Images (B,3,H,W) -> spatial embeddings (B,S,C).
+
+    Args:
+        spec: the encoder's name, see the top of this file.
+        pretrained: load the named weights (from the Hub or a local folder); False for random ones.
+        image_size: side in pixels; default what the weights were trained for.
+        stage: for CNNs and hierarchical models, the index of an earlier stage whose map is used (timm's
+            `out_indices`); default the last map before pooling.
+        checkpoint_path: a local weights file for a timm model, instead of `pretrained`.
+        model_kwargs: further arguments of the timm or open_clip model, e.g. {"pad_type": "same"}.
+        mean: per channel, default the weights' own.
+        std: likewise.
+        interpolation: likewise.
+        resize: "squash" or "crop", see `ImageTransform`.
+
+    Attributes:
+        encoder_dim: C.
+        grid_size: (rows, columns) of the map; S is their product.
+        transform: the `ImageTransform` of these weights.
+
+    Raises:
+        ValueError: if the spec is unknown, the model gives no map, or the weights do not fit.
+
+    Example:
+        >>> encoder = ImageEncoder("timm:resnet18", pretrained=False, image_size=64).eval()
+        >>> encoder(torch.zeros(1, 3, 64, 64)).shape, encoder.grid_size
+        (torch.Size([1, 4, 512]), (2, 2))
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        pretrained: bool = True,
+        image_size: int | None = None,
+        stage: int | None = None,
+        checkpoint_path: str | Path | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        interpolation: str | None = None,
+        resize: Resize = "squash",
+    ) -> None:
+        super().__init__()
+        kind, _, name = spec.partition(":")
+        if kind not in ("timm", "open_clip") or not name:
+            raise ValueError(
+                f"image_encoder must be timm:NAME or open_clip:ARCH/PRETRAINED, got {spec!r}; "
+                f"write for instance timm:resnet50.a1_in1k"
+            )
+        self.spec, self.stage, self.model_kwargs = spec, stage, dict(model_kwargs or {})
+        if kind == "timm":
+            own = self._build_timm(name, pretrained, image_size, checkpoint_path)
+        else:
+            own = self._build_open_clip(name, pretrained, image_size)
+        self.transform = ImageTransform(
+            image_size=own["image_size"],
+            mean=tuple(mean or own["mean"]),
+            std=tuple(std or own["std"]),
+            interpolation=interpolation or own["interpolation"],
+            resize=resize,
+        )
+        self._probe()
+
+    def _build_timm(
+        self, name: str, pretrained: bool, image_size: int | None, checkpoint_path: str | Path | None
+    ) -> dict[str, Any]:
+        import timm
+        from timm.data import resolve_model_data_config
+
+        if name.startswith(_NO_MAP):
+            family = name.split("_")[0]
+            raise ValueError(
+                f"image_encoder must give a map of spatial embeddings, and timm's {family} family does not, got {name!r}; "
+                f"use for instance a resnet, convnext, vit or swin"
+            )
+        is_folder = Path(name).is_dir()
+        if is_folder:
+            name = f"local-dir:{name}"
+        options = dict(self.model_kwargs)
+        if self.stage is None:
+            options["num_classes"] = 0  # drops the classifier; `forward_features` never pools
+        else:
+            options |= {"features_only": True, "out_indices": (self.stage,)}
+        if checkpoint_path is not None and not Path(checkpoint_path).is_file():
+            raise FileNotFoundError(
+                f"checkpoint_path must be an existing file, not found: {checkpoint_path}; correct it"
+            )
+        try:
+            self.body = timm.create_model(name, pretrained=pretrained and checkpoint_path is None, **options)
+        except RuntimeError as error:
+            if "Unknown model" not in str(error):
+                raise
+            similar = difflib.get_close_matches(name, timm.list_models(), 3) or "timm.list_models()"
+            raise ValueError(f"image_encoder must be a model timm knows, got {name!r}; see {similar}") from error
+        if is_folder:  # what a checkpoint stores must mean something where this folder is not
+            self.spec = f"timm:{self.body.pretrained_cfg['architecture']}"
+        own = resolve_model_data_config(self.body)
+        own["image_size"] = own["input_size"][1]
+        if image_size is not None and image_size != own["image_size"]:
+            if _takes_argument(self.body, "img_size"):  # transformers fix their grid at creation
+                self.body = timm.create_model(
+                    name, pretrained=pretrained and checkpoint_path is None, img_size=image_size, **options
+                )
+            own["image_size"] = image_size
+        if checkpoint_path is not None:
+            _load_timm_checkpoint(self.body, Path(checkpoint_path))
+        return own
+
+    def _build_open_clip(self, name: str, pretrained: bool, image_size: int | None) -> dict[str, Any]:
+        import open_clip
+
+        arch, _, weights = name.partition("/") if not name.startswith(("hf-hub:", "local-dir:")) else (name, "", "")
+        if pretrained and not weights and ":" not in arch:
+            raise ValueError(
+                f"image_encoder must name its weights as open_clip:ARCH/PRETRAINED, got 'open_clip:{name}'; "
+                f"see open_clip.list_pretrained()"
+            )
+        model = open_clip.create_model(
+            arch, weights if pretrained and weights else None, force_image_size=image_size, **self.model_kwargs
+        )
+        self.body = model.visual
+        # The native ViT counts its tokens one by one; every other tower has a map.
+        is_vit = type(self.body).__name__ == "VisionTransformer"
+        self._open_clip_options = {
+            "indices": 1,  # the last block
+            # The final norm belongs to the tokens, unless an attention pooler stands before it (CoCa).
+            "normalize_intermediates": getattr(self.body, "attn_pool", None) is None,
+            "intermediates_only": True,
+            "output_fmt": "NLC" if is_vit else "NCHW",
+        }
+        size = self.body.image_size
+        own = dict(self.body.preprocess_cfg)
+        own["image_size"] = size[0] if isinstance(size, (tuple, list)) else size
+        return own
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """One blank image through the network: learns C and the grid, and refuses a model that gives no map."""
+        training, size = self.training, self.transform.image_size
+        self.eval()
+        embeddings = self._map(torch.zeros(1, 3, size, size))
+        self.train(training)
+        if embeddings.ndim == 4:  # (B,H,W,C)
+            self.grid_size = (embeddings.shape[1], embeddings.shape[2])
+        else:  # (B,S,C)
+            side = math.isqrt(embeddings.shape[1])
+            if side * side != embeddings.shape[1]:
+                raise ValueError(
+                    f"image_encoder must give a square map, got {embeddings.shape[1]} positions from {self.spec!r}; "
+                    f"use a model whose tokens form a grid"
+                )
+            self.grid_size = (side, side)
+        self.encoder_dim = int(embeddings.shape[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B,3,H,W), transformed, H = W = `transform.image_size` -> spatial embeddings (B,S,C).
+
+        Raises:
+            ValueError: if the shape is not that of transformed images.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images must be (B, 3, {self.transform.image_size}, {self.transform.image_size}), got "
+                f"{tuple(images.shape)}; pass each through image_encoder.transform"
+            )
+        embeddings = self._map(images)
+        return embeddings.flatten(1, 2) if embeddings.ndim == 4 else embeddings  # (B,S,C)
+
+    def _map(self, images: Tensor) -> Tensor:
+        """(B,H,W,C) from a network with a map, (B,S,C) from one with tokens."""
+        if self.spec.startswith("open_clip:"):
+            found = self.body.forward_intermediates(images, **self._open_clip_options)["image_intermediates"][-1]
+            return found if found.ndim == 3 else found.permute(0, 2, 3, 1)
+        if self.stage is not None:
+            found = self.body(images)[-1]
+            channels = self.body.feature_info.channels()[-1]
+            channels_last = found.shape[1] != channels
+        else:
+            found = self.body.forward_features(images)
+            channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+        if isinstance(found, Tensor) and found.ndim == 4:
+            return found if channels_last else found.permute(0, 2, 3, 1)
+        if isinstance(found, Tensor) and found.ndim == 3:
+            return found[:, getattr(self.body, "num_prefix_tokens", 0) :]  # class and register tokens are no positions
+        raise ValueError(
+            f"image_encoder must give a map (B,C,H,W) or tokens (B,S,C), got "
+            f"{tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__} from {self.spec!r}; "
+            f"use another model"
+        )
+
+    def config(self) -> dict[str, Any]:
+        """What rebuilds this encoder without its weights, for a checkpoint."""
+        transform = self.transform.to_dict()
+        return {"spec": self.spec, "stage": self.stage, "model_kwargs": self.model_kwargs, **transform}
+
+    def __repr__(self) -> str:
+        rows, columns = self.grid_size
+        return f"ImageEncoder({self.spec!r}, {self.transform.image_size}px -> {rows}x{columns} of {self.encoder_dim})"
+
+
+def _takes_argument(body: nn.Module, name: str) -> bool:
+    return name in inspect.signature(type(body).__init__).parameters
+
+
+def _load_timm_checkpoint(body: nn.Module, path: Path) -> None:
+    """Load a weights file strictly, but for the classifier that the encoder does not have."""
+    from timm.models import load_state_dict
+
+    state = load_state_dict(str(path))
+    head = {key for key in state if key.startswith(("classifier.", "fc.", "head.fc.", "head.weight", "head.bias"))}
+    own = set(body.state_dict())
+    missing, unexpected = sorted(own - set(state)), sorted(set(state) - own - head)
+    if missing or unexpected:
+        raise ValueError(
+            f"checkpoint_path must hold the weights of {type(body).__name__}, got {path.name} with "
+            f"{len(missing)} missing {missing[:3]} and {len(unexpected)} unexpected {unexpected[:3]}; "
+            f"name the model and model_kwargs it was trained with"
+        )
+    body.load_state_dict({key: state[key] for key in own})
+
+
+ImageSource = str | Path | Image.Image | np.ndarray | BinaryIO | bytes
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Decode one image to RGB, upright.
+
+    Args:
+        source: a path, an open file, bytes, a PIL image, or an array (H,W), (H,W,3) or (H,W,4) of uint8.
+
+    Returns:
+        PIL RGB. EXIF rotation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
+
+    Raises:
+        FileNotFoundError: if the path does not exist.
+        ValueError: if it cannot be decoded; the message names the path.
+    """
+    if isinstance(source, np.ndarray):
+        if (
+            source.dtype != np.uint8
+            or source.ndim not in (2, 3)
+            or (source.ndim == 3 and source.shape[2] not in (3, 4))
+        ):
+            raise ValueError(
+                f"an image array must be uint8 (H, W), (H, W, 3) or (H, W, 4), got {source.dtype} {source.shape}; "
+                f"convert it, channels last"
+            )
+        return _to_rgb(Image.fromarray(source))
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    if isinstance(source, (str, Path)) and not Path(source).is_file():
+        raise FileNotFoundError(f"image must be an existing file, not found: {source}; correct the path")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return _to_rgb(image)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        name = source if isinstance(source, (str, Path)) else getattr(source, "name", "image")
+        raise ValueError(f"image must be readable, cannot decode {name}: {error}; replace or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return Image.fromarray((np.asarray(image, np.float32) / 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,336 @@
+"""ZeroShotClassifier = ImageEncoder + MLDecoder; save, load, Hub.
+
+Words are an argument of the network, never its state. Beside the network a checkpoint carries the vocabulary it was
+trained with and those words' embeddings, so that scoring known words needs no text encoder.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zsmld.decoder import MLDecoder
+from zsmld.images import ImageEncoder
+from zsmld.text import TextEncoder
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
+
+_FORMAT = 1
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+
+
+class ZeroShotClassifier(nn.Module):
+    """Images and word embeddings in, logits out.
+
+    Args:
+        image_encoder: gives spatial embeddings (B,S,C).
+        decoder: turns them into logits; its `encoder_dim` must be the encoder's.
+        text_encoder: spec string of the encoder that made, and must make, the word embeddings, or the encoder itself.
+        vocabulary: the words this model knows, with their partition; None before training.
+        word_embeddings: (N,T) of those words.
+        recipe: how it was trained, stored with it.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        decoder: MLDecoder,
+        text_encoder: str | TextEncoder | None = None,
+        vocabulary: Vocabulary | None = None,
+        word_embeddings: Tensor | None = None,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if decoder.encoder_dim != image_encoder.encoder_dim:
+            raise ValueError(
+                f"decoder must have encoder_dim={image_encoder.encoder_dim} to fit {image_encoder}, "
+                f"got {decoder.encoder_dim}; build it with that width"
+            )
+        self.image_encoder = image_encoder
+        self.decoder = decoder
+        self.text_encoder: str | None = None
+        self.text_encoder_identity: str | None = None
+        if text_encoder is not None:
+            encoder = TextEncoder(text_encoder) if isinstance(text_encoder, str) else text_encoder
+            self.text_encoder, self.text_encoder_identity = encoder.spec, encoder.identity
+        self.vocabulary: Vocabulary | None = None
+        self.word_embeddings: Tensor | None = None
+        self.recipe = recipe
+        if vocabulary is not None:
+            self.remember_words(vocabulary, word_embeddings)
+
+    def forward(self, images: Tensor, word_embeddings: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Score words against images.
+
+        Args:
+            images: (B,3,H,W), each through `image_encoder.transform`.
+            word_embeddings: (N,T), or (N,K,T) where a word has several descriptions; None only in class mode.
+            mask: (N,K) bool, which descriptions exist.
+
+        Returns:
+            Logits (B,N); column j is word j, and in eval mode it depends on that word and the image alone.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        return self.decoder(self.image_encoder(images), word_embeddings, mask)
+
+    def remember_words(self, vocabulary: Vocabulary, word_embeddings: Tensor | None) -> None:
+        """Store a vocabulary and its embeddings (N,T) with the model; the network does not change."""
+        if self.decoder.text_dim is not None:
+            expected = (len(vocabulary), self.decoder.text_dim)
+            if word_embeddings is None or tuple(word_embeddings.shape) != expected:
+                raise ValueError(
+                    f"word_embeddings must be {expected}, one row for each word of the vocabulary, got "
+                    f"{None if word_embeddings is None else tuple(word_embeddings.shape)}; encode them with "
+                    f"{self.text_encoder}"
+                )
+            # A plain attribute and not a buffer: the network must not depend on it.
+            self.word_embeddings = word_embeddings.detach().cpu().float().clone()
+        elif len(vocabulary) != self.decoder.num_classes:
+            raise ValueError(
+                f"vocabulary must have num_classes={self.decoder.num_classes} words in class mode, "
+                f"got {len(vocabulary)}; give one word for each class"
+            )
+        self.vocabulary = vocabulary
+
+    def encode_words(self, words: Vocabulary | Iterable[str], text_encoder: TextEncoder | None = None) -> Tensor:
+        """Word embeddings (N,T) on the CPU; known words are looked up, new ones encoded.
+
+        Args:
+            words: the words to embed; a list takes the templates of the model's vocabulary. Words of a `Vocabulary`
+                count as known only under the templates they were stored with.
+            text_encoder: used for new words; default the checkpoint's own, built here.
+
+        Raises:
+            ValueError: if the text encoder is not the one this model was trained with.
+        """
+        if text_encoder is not None and text_encoder.identity != self.text_encoder_identity:
+            raise ValueError(
+                f"text_encoder must be the one this model was trained with, {self.text_encoder_identity!r}, "
+                f"got {text_encoder.identity!r}; its embeddings would mean nothing to this head"
+            )
+        if not isinstance(words, Vocabulary):
+            words = Vocabulary(words, templates=self.vocabulary.templates if self.vocabulary else DEFAULT_TEMPLATES)
+        known = self.vocabulary if self.vocabulary is not None and self.vocabulary.templates == words.templates else ()
+        new = [word for word in words if word not in known]
+        fresh: dict[str, Tensor] = {}
+        if new:
+            if text_encoder is None and self.text_encoder is None:
+                raise ValueError(
+                    f"text_encoder must be known to encode {new[:3]}, and this model names none; pass a TextEncoder"
+                )
+            text_encoder = text_encoder or self.build_text_encoder()
+            fresh = dict(zip(new, text_encoder.encode_words(new, words.templates), strict=True))
+        rows = []
+        for word in words:
+            if word in fresh:
+                rows.append(fresh[word])
+            else:
+                assert self.vocabulary is not None and self.word_embeddings is not None  # it is a known word
+                rows.append(self.word_embeddings[self.vocabulary.index(word)])
+        return torch.stack(rows)
+
+    def build_text_encoder(self, device: str = "auto") -> TextEncoder:
+        """The text encoder of this checkpoint, checked to be the same one.
+
+        Raises:
+            ValueError: if the model names none, or what that name gives here has other weights.
+        """
+        if self.text_encoder is None:
+            raise ValueError("text_encoder must be named to encode words, this model has none; pass a TextEncoder")
+        encoder = TextEncoder(self.text_encoder, device=device)
+        if encoder.identity != self.text_encoder_identity:
+            raise ValueError(
+                f"text_encoder {self.text_encoder!r} must have the weights of training, {self.text_encoder_identity!r}, "
+                f"got {encoder.identity!r} on this machine; restore the original file"
+            )
+        return encoder
+
+    # ---------------------------------------------------------------------------------------------- save and load
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json` to a folder, each completely or not at all."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if self.word_embeddings is not None:
+            tensors["word_embeddings"] = self.word_embeddings.contiguous()
+        config = {
+            "format": _FORMAT,
+            "image_encoder": self.image_encoder.config(),
+            "decoder": self.decoder.config(),
+            "text_encoder": {"spec": self.text_encoder, "identity": self.text_encoder_identity},
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict(),
+            "recipe": self.recipe,
+            "versions": package_versions(),
+        }
+        with _replaced(folder / _WEIGHTS) as path:
+            save_file(tensors, path, metadata={"format": "pt"})
+        with _replaced(folder / _CONFIG) as path:
+            path.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu"
+    ) -> "ZeroShotClassifier":
+        """Load a model from a folder, or from the Hugging Face Hub; downloads no other weights, runs no foreign code.
+
+        Args:
+            path_or_hub_id: a folder written by `save_pretrained`, or "owner/name" on the Hub.
+            revision: branch, tag or commit on the Hub.
+            device: where the network goes.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            FileNotFoundError: if there is no such folder and the Hub cannot be reached or has no such model.
+            ValueError: if the files are damaged or do not fit each other; every key must match.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = _local_folder(path_or_hub_id, revision)
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / _WEIGHTS)
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            raise ValueError(f"checkpoint {folder} must be readable, it is damaged: {error}; save it again") from error
+        if not isinstance(config, dict) or config.get("format") != _FORMAT:
+            found = config.get("format") if isinstance(config, dict) else type(config).__name__
+            raise ValueError(f"checkpoint {folder} must have format {_FORMAT}, got {found}; update zsmld")
+        model = _from_config(cls, config, folder)
+        word_embeddings = tensors.pop("word_embeddings", None)
+        own = model.state_dict()
+        missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+        shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+        if missing or unexpected or shapes:
+            raise ValueError(
+                f"checkpoint {folder} must fit its config, got {len(missing)} missing {missing[:3]}, "
+                f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of other shape {shapes[:3]}; save it again"
+            )
+        model.load_state_dict(tensors)
+        if config["vocabulary"] is not None:
+            model.remember_words(Vocabulary.from_dict(config["vocabulary"]), word_embeddings)
+        return model.to(device).eval()
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        words = "no vocabulary" if self.vocabulary is None else f"{len(self.vocabulary)} words"
+        return (
+            f"ZeroShotClassifier({self.image_encoder.spec!r}, {self.image_encoder.transform.image_size}px, "
+            f"text_encoder={self.text_encoder!r}, output={self.decoder.output!r}, {words}, {millions:.1f}M parameters)"
+        )
+
+
+def create_model(
+    image_encoder: str | ImageEncoder,
+    text_encoder: str | TextEncoder | None = None,
+    num_classes: int | None = None,
+    pretrained: bool = True,
+    **decoder_options: Any,
+) -> ZeroShotClassifier:
+    """An untrained head on an image encoder.
+
+    Args:
+        image_encoder: a spec string such as "timm:resnet50.a1_in1k", or an `ImageEncoder`.
+        text_encoder: for word queries: a spec string such as "minilm", or a `TextEncoder`.
+        num_classes: for class queries instead.
+        pretrained: load the image encoder's weights, when it is given by name.
+        decoder_options: further arguments of `MLDecoder`.
+
+    Raises:
+        ValueError: if both or neither of `text_encoder` and `num_classes` are given, or a name is unknown.
+
+    Example:
+        >>> model = create_model("timm:resnet18", num_classes=20, pretrained=False, decoder_dim=64)
+        >>> model.decoder.num_classes
+        20
+    """
+    if isinstance(image_encoder, str):
+        image_encoder = ImageEncoder(image_encoder, pretrained=pretrained)
+    if isinstance(text_encoder, str):
+        text_encoder = TextEncoder(text_encoder)
+    decoder = MLDecoder(
+        image_encoder.encoder_dim,
+        text_dim=None if text_encoder is None else text_encoder.text_dim,
+        num_classes=num_classes,
+        **decoder_options,
+    )
+    return ZeroShotClassifier(image_encoder, decoder, text_encoder)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of zsmld and of what decides its numbers."""
+    found = {}
+    for name in ("zsmld", "torch", "torchvision", "timm", "open_clip_torch", "sentence-transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _from_config(cls: type[ZeroShotClassifier], config: dict[str, Any], folder: Path) -> ZeroShotClassifier:
+    try:
+        image_encoder = ImageEncoder(pretrained=False, **config["image_encoder"])
+        decoder = MLDecoder(**config["decoder"])
+        model = cls(image_encoder, decoder, recipe=config["recipe"])
+        model.text_encoder = config["text_encoder"]["spec"]
+        model.text_encoder_identity = config["text_encoder"]["identity"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint {folder} must have a complete {_CONFIG}, got {error}; save it again") from error
+    return model
+
+
+def _local_folder(path_or_hub_id: str | Path, revision: str | None) -> Path:
+    folder = Path(path_or_hub_id)
+    if folder.is_dir():
+        for name in (_CONFIG, _WEIGHTS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"model folder must hold {name}, not found in {folder}; save the model again")
+        return folder
+    if str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith(("/", ".")):
+        raise FileNotFoundError(
+            f"model must be an existing folder or a Hub id 'owner/name', not found: {path_or_hub_id}; correct the path"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=[_CONFIG, _WEIGHTS]))
+    except Exception as error:  # the Hub client raises many kinds; each ends the same way for the caller
+        raise FileNotFoundError(
+            f"model must be an existing folder or a Hub id, {path_or_hub_id!r} is no folder here and the Hub "
+            f"answered: {type(error).__name__}: {error}; correct the name or connect to the network"
+        ) from error
+
+
+class _replaced:
+    """Write to a temporary neighbour that takes the file's place only if writing succeeded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Path:
+        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        os.close(descriptor)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.temporary.chmod(0o644)
+            self.temporary.replace(self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)

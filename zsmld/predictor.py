@@ -1,0 +1,299 @@
+"""Door: Predictor. The vocabulary is compiled once, images are streamed, and unreadable ones come out as such."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zsmld.datasets.loader import load_batches
+from zsmld.images import ImageSource, load_image
+from zsmld.model import ZeroShotClassifier
+from zsmld.text import TextEncoder, resolve_device
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The words of one image.
+
+    Attributes:
+        path: of the image; None for one that came as an array, a tensor or an open image.
+        words: best first.
+        scores: in [0,1], in the order of `words`.
+        labels: positions of `words` in the predictor's vocabulary.
+        error: why the image could not be read, or None.
+    """
+
+    path: str | None
+    words: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    labels: tuple[int, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prediction record that `zsmld predict` writes."""
+        return {
+            "path": self.path,
+            "words": list(self.words),
+            "scores": list(self.scores),
+            "labels": list(self.labels),
+            "error": self.error,
+        }
+
+
+class Predictor:
+    """Scores images against any list of words.
+
+    Args:
+        model: a trained `ZeroShotClassifier`.
+        words: the words to score; default those the model was trained with.
+        device: "auto", "cpu", "cuda" or "mps".
+        batch_size: images a batch.
+        num_workers: processes that decode images.
+        text_encoder: encodes words the model does not know; default the checkpoint's own, built when first needed.
+        templates: sentences with one `{}`; default those of the model's vocabulary.
+
+    Raises:
+        ValueError: if there are no words, a duplicate, or the text encoder is not the model's.
+
+    Example:
+        >>> from zsmld.resources import resource_path
+        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> predictor = Predictor(model, words=["red star", "blue ring"])
+        >>> predictor.vocabulary.words
+        ('red star', 'blue ring')
+    """
+
+    def __init__(
+        self,
+        model: ZeroShotClassifier,
+        words: Iterable[str] | None = None,
+        device: str = "auto",
+        batch_size: int = 32,
+        num_workers: int = 0,
+        text_encoder: TextEncoder | None = None,
+        templates: Iterable[str] | None = None,
+    ) -> None:
+        self.device = resolve_device(device)
+        self.model = model.to(self.device).eval()
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self._text_encoder = text_encoder
+        if templates is None:
+            templates = model.vocabulary.templates if model.vocabulary is not None else DEFAULT_TEMPLATES
+        self._templates = tuple(templates)
+        if words is None:
+            if model.vocabulary is None:
+                raise ValueError("words must be given, the model knows none of its own; pass words=[...]")
+            words = model.vocabulary.words
+        self.set_words(words)
+
+    def set_words(self, words: Iterable[str]) -> None:
+        """Score these words from now on, in this order."""
+        words = check_words(words)
+        if self.model.decoder.text_dim is None:
+            self._set_classes(words)
+            return
+        known = self.model.vocabulary
+        seen = [word for word in words if known is not None and word in known.seen]
+        vocabulary = Vocabulary(words, seen=seen, templates=self._templates)
+        # Both are replaced together, at the end: a word that cannot be encoded leaves the predictor as it was.
+        compiled = self._compile(self._encode(vocabulary))
+        self.vocabulary, self._compiled = vocabulary, compiled
+
+    def add_words(self, words: Iterable[str]) -> None:
+        """Score more words as well, without training; the labels of the others stay as they are.
+
+        Raises:
+            ValueError: if a word is already there, or in class mode.
+        """
+        vocabulary = self.vocabulary.add(words)
+        if self.model.decoder.text_dim is None:
+            raise ValueError(
+                "words cannot be added in class mode, the classes are fixed; train a head with word queries"
+            )
+        new = vocabulary.select(vocabulary.words[len(self.vocabulary) :])
+        fresh = self._compile(self._encode(new))
+        assert self._compiled is not None  # word mode
+        self.vocabulary = vocabulary
+        self._compiled = tuple(torch.cat(pair) for pair in zip(self._compiled, fresh, strict=True))
+
+    def remove_words(self, words: Iterable[str]) -> None:
+        """Stop scoring some words.
+
+        Raises:
+            ValueError: if one is not there, or none would be left.
+        """
+        leaving = {self.vocabulary.index(word) for word in check_words(words)}
+        kept = [label for label in range(len(self.vocabulary)) if label not in leaving]
+        if self.model.decoder.text_dim is None:
+            raise ValueError("words cannot be removed in class mode, the classes are fixed; use top_k or a threshold")
+        if not kept:
+            raise ValueError("words must have at least one left, all would be removed; use set_words")
+        assert self._compiled is not None  # word mode
+        self.vocabulary = self.vocabulary.select(self.vocabulary.words[label] for label in kept)
+        self._compiled = tuple(part[kept] for part in self._compiled)
+
+    def predict(
+        self,
+        images: Any,
+        top_k: int | None = 5,
+        threshold: float | None = None,
+    ) -> Iterator[Prediction]:
+        """The best words of each image, lazily, in order.
+
+        Args:
+            images: a path, a folder (searched below, sorted), a glob, a PIL image, an array, a transformed tensor
+                (3,H,W), an open file, or a list of any of these.
+            top_k: at most this many words an image; None for all.
+            threshold: only words with at least this score, in [0,1].
+
+        Yields:
+            A `Prediction` for each image; one that cannot be read has `error` set, and the rest still comes out.
+
+        Raises:
+            FileNotFoundError: if a path, folder or glob matches nothing.
+            ValueError: on a bad top_k or threshold, or if the model gives NaN.
+        """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1 or None, got {top_k}; choose how many words to return")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}; scores are sigmoids of logits")
+        return self._predict(list_images(images), top_k, threshold)
+
+    def _predict(self, sources: list[Any], top_k: int | None, threshold: float | None) -> Iterator[Prediction]:
+        for batch_sources, scores, errors in self._stream(sources):
+            done = 0
+            for position, source in enumerate(batch_sources):
+                path = str(source) if isinstance(source, (str, Path)) else None
+                if position in errors:
+                    yield Prediction(path, error=errors[position])
+                    continue
+                row, done = scores[done], done + 1
+                order = np.argsort(-row, kind="stable")[:top_k]
+                if threshold is not None:
+                    order = order[row[order] >= threshold]
+                yield Prediction(
+                    path,
+                    words=tuple(self.vocabulary.words[label] for label in order),
+                    scores=tuple(float(score) for score in row[order]),
+                    labels=tuple(int(label) for label in order),
+                )
+
+    def score(self, images: Any) -> tuple[np.ndarray, list[Prediction]]:
+        """The whole score matrix.
+
+        Args:
+            images: as in `predict`.
+
+        Returns:
+            Scores (M,N) fp32 in [0,1] of the readable images, and a `Prediction` with `error` for each other one.
+        """
+        rows, failed = [], []
+        for sources, scores, errors in self._stream(list_images(images)):
+            rows.append(scores)
+            failed += [Prediction(str(sources[position]), error=error) for position, error in errors.items()]
+        return (np.concatenate(rows) if rows else np.empty((0, len(self.vocabulary)), np.float32)), failed
+
+    @torch.no_grad()
+    def _stream(self, sources: list[Any]) -> Iterator[tuple[list[Any], np.ndarray, dict[int, str]]]:
+        """Batches of sources with the scores (B,N) of the readable ones, and the errors of the others by position."""
+        images = _Sources(sources)
+        batches = load_batches(
+            images, self.model.image_encoder.transform, self.batch_size, num_workers=self.num_workers
+        )
+        for start, batch in zip(range(0, len(sources), self.batch_size), batches, strict=True):
+            part = sources[start : start + self.batch_size]
+            errors = {int(row) - start: error for row, error in batch.unreadable}
+            scores = np.empty((0, len(self.vocabulary)), np.float32)
+            if len(batch):
+                logits = self._logits(batch.inputs.to(self.device))
+                bad = torch.isnan(logits).any(1)
+                if bad.any():
+                    name = sources[int(batch.rows[int(bad.int().argmax())])]
+                    raise ValueError(f"logits must be numbers, got NaN for {name}; check the checkpoint's weights")
+                scores = torch.sigmoid(logits).cpu().numpy()
+            yield part, scores, errors
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """(B,3,H,W) -> logits (B,N) fp32."""
+        spatial = self.model.image_encoder(inputs)  # (B,S,C)
+        if self._compiled is None:
+            return self.model.decoder(spatial).float()
+        return self.model.decoder.decode(self.model.decoder.memory(spatial), *self._compiled).float()
+
+    @torch.no_grad()
+    def _compile(self, word_embeddings: Tensor) -> tuple[Tensor, ...]:
+        return self.model.decoder.word_queries(word_embeddings.to(self.device))
+
+    def _encode(self, vocabulary: Vocabulary) -> Tensor:
+        known = self.model.vocabulary
+        new = known is None or known.templates != vocabulary.templates or any(word not in known for word in vocabulary)
+        if new and self._text_encoder is None and self.model.text_encoder is not None:
+            self._text_encoder = self.model.build_text_encoder(str(self.device))
+        return self.model.encode_words(vocabulary, self._text_encoder)
+
+    def _set_classes(self, words: tuple[str, ...]) -> None:
+        known = self.model.vocabulary
+        if known is None or words != known.words:
+            raise ValueError(
+                "words must be the classes of the model in their order, it has class queries; "
+                "train a head with word queries to score other words"
+            )
+        self.vocabulary, self._compiled = known, None
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.model!r}, {len(self.vocabulary)} words, device={str(self.device)!r})"
+
+
+def list_images(images: Any) -> list[ImageSource | Tensor]:
+    """Every image that a path, folder, glob, image object or list of these stands for.
+
+    Raises:
+        FileNotFoundError: if a path or glob matches nothing, or a folder holds no image.
+    """
+    if isinstance(images, (str, Path)):
+        path = Path(images)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        elif path.exists():
+            found = [path]
+        else:
+            parent = Path(path.anchor) if path.is_absolute() else Path()
+            pattern = str(path.relative_to(parent)) if path.is_absolute() else str(path)
+            found = sorted(p for p in parent.glob(pattern) if p.is_file()) if any(c in pattern for c in "*?[") else []
+        if not found:
+            raise FileNotFoundError(
+                f"images must be an existing file, a folder with images or a glob that matches some, found none at "
+                f"{images}; correct the path"
+            )
+        return list(found)
+    if isinstance(images, (Image.Image, np.ndarray, Tensor, bytes)) or hasattr(images, "read"):
+        return [images]
+    listed: list[ImageSource | Tensor] = []
+    for image in images:
+        # A missing file inside a list is one unreadable image, not the end of all others.
+        is_group = isinstance(image, (str, Path)) and (Path(image).is_dir() or any(c in str(image) for c in "*?["))
+        listed += list_images(image) if is_group else [image]
+    return listed
+
+
+class _Sources:
+    """The sources as a dataset; ids are positions, so that two equal paths stay two images."""
+
+    def __init__(self, sources: list[Any]) -> None:
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source = self.sources[index]
+        image = source if isinstance(source, Tensor) else load_image(source)
+        return {"image": image, "targets": np.empty(0, np.int8), "id": str(index)}

@@ -1,0 +1,28 @@
+"""Where the files that come with zsmld are: inside the wheel if it holds them, else in the checkout."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_BUNDLED = _PACKAGE / "_bundled"
+
+
+def resource_path(*parts: str) -> Path:
+    """Path of a bundled file or folder, for instance `resource_path("data", "scenes", "partition.json")`.
+
+    Args:
+        parts: path components below the top level; the first is "data" or "configs".
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+
+    Example:
+        >>> resource_path("data", "scenes", "partition.json").name
+        'partition.json'
+    """
+    root = _BUNDLED if _BUNDLED.is_dir() else _PACKAGE.parent
+    path = root.joinpath(*parts)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{'/'.join(parts)} must be among the files that come with zsmld, not found at {path}; install zsmld again"
+        )
+    return path
