@@ -1,8 +1,8 @@
 """QueryAugmentation: what happens to word queries in training.
 
-A head trained on a few words learns those words by heart. Augmentation shows it other queries than the N training words,
-so that it must use the text space. The idea is the ML-Decoder paper's (arXiv 2111.12933, section 3.2); no public code has
-it, and the kinds and knobs here are ours.
+A head trained on a few words learns those words by heart. Augmentation shows it other queries than the N training
+words, so that it must use the text space. The idea is the ML-Decoder paper's (arXiv 2111.12933, section 3.2); no public
+code has it, and the kinds and knobs here are ours.
 """
 
 from dataclasses import dataclass

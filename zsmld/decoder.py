@@ -8,7 +8,7 @@ decoder without self-attention), 2.4 (group decoding) and 3.2 (word queries with
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,10 @@ class MLDecoder(nn.Module):
         >>> decoder(torch.randn(2, 49, 32)).shape
         torch.Size([2, 10])
     """
+
+    word_mean: Tensor
+    word_scale: Tensor
+    group_queries: Tensor
 
     def __init__(
         self,
@@ -319,7 +323,7 @@ class MLDecoder(nn.Module):
     def decode(self, memory: Tensor, queries: Tensor, standardized: Tensor) -> Tensor:
         """Decode compiled words: memory (B,S,D) and the two results of `word_queries` -> logits (B,N)."""
         t, attended = self._decode(memory, queries)  # (B,N,D), (B,N,D)
-        logits = 0.0
+        logits = t.new_zeros(t.shape[:2])  # (B,N)
         if self.output in ("shared", "sum"):
             logits = logits + self.shared_fc(t).squeeze(2)  # (B,N)
         if self.output in ("cosine", "sum"):
@@ -357,7 +361,7 @@ class MLDecoder(nn.Module):
         t = queries[None]  # (1,N,D)
         for layer in self.layers[:-1]:
             t, _ = layer(t, memory)  # (B,N,D)
-        last = self.layers[-1]
+        last = cast(DecoderLayer, self.layers[-1])
         return last.attention_weights(last.normalize_queries(t), memory)  # (B,H,N,S)
 
 

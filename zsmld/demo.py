@@ -25,9 +25,8 @@ def run_demo(output: str | Path = "runs/demo", device: str = "auto", num_images:
     vocabulary = scenes.vocabulary
     print(f"model   {model!r}")
     print(f"images  {len(scenes)} generated test scenes, one to four objects each")
-    print(
-        f"words   {len(vocabulary.seen)} seen in training, {len(vocabulary.unseen)} never: {', '.join(vocabulary.unseen[:4])}, …\n"
-    )
+    never = ", ".join(vocabulary.unseen[:4])
+    print(f"words   {len(vocabulary.seen)} seen in training, {len(vocabulary.unseen)} never: {never}, …\n")
 
     report = Evaluator("scenes_gzsl", device=device, num_samples=12).evaluate(model, scenes)
     print("Mean average precision and F1 in percent; chance is what random scores reach.\n")

@@ -187,7 +187,7 @@ def _evaluate_part(
 
     figures: dict[str, Any] = {
         "mean_average_precision": mean(aps),
-        "chance_mean_average_precision": float(chance_average_precision(targets).mean()),
+        "chance_mean_average_precision": mean(np.where(np.isnan(aps), np.nan, chance_average_precision(targets))),
     }
     if part == "gzsl":
         figures["seen_mean_average_precision"] = mean(aps[seen])
@@ -247,7 +247,5 @@ def _external_knowledge(model: ZeroShotClassifier) -> list[str]:
     recipe = model.recipe or {}
     options = recipe.get("image_encoder", {})
     if options.get("pretrained", True) or options.get("checkpoint_path"):
-        known.append(
-            f"image encoder {model.image_encoder.spec}: the labels or captions of its pretraining, if pretrained"
-        )
+        known.append(f"image encoder {model.image_encoder.spec}: the labels or captions it was pretrained on, if any")
     return known

@@ -122,6 +122,7 @@ class ImageEncoder(nn.Module):
         resize: Resize = "squash",
     ) -> None:
         super().__init__()
+        self.body: Any  # timm's and open_clip's networks share no type
         kind, _, name = spec.partition(":")
         if kind not in ("timm", "open_clip") or not name:
             raise ValueError(
@@ -146,12 +147,12 @@ class ImageEncoder(nn.Module):
         self, name: str, pretrained: bool, image_size: int | None, checkpoint_path: str | Path | None
     ) -> dict[str, Any]:
         import timm
-        from timm.data import resolve_model_data_config
+        from timm.data.config import resolve_model_data_config
 
         if name.startswith(_NO_MAP):
             family = name.split("_")[0]
             raise ValueError(
-                f"image_encoder must give a map of spatial embeddings, and timm's {family} family does not, got {name!r}; "
+                f"image_encoder must give a map of spatial embeddings, timm's {family} family does not, got {name!r}; "
                 f"use for instance a resnet, convnext, vit or swin"
             )
         is_folder = Path(name).is_dir()

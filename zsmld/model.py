@@ -150,8 +150,8 @@ class ZeroShotClassifier(nn.Module):
         encoder = TextEncoder(self.text_encoder, device=device)
         if encoder.identity != self.text_encoder_identity:
             raise ValueError(
-                f"text_encoder {self.text_encoder!r} must have the weights of training, {self.text_encoder_identity!r}, "
-                f"got {encoder.identity!r} on this machine; restore the original file"
+                f"text_encoder {self.text_encoder!r} must have the weights it was trained with, "
+                f"{self.text_encoder_identity!r}, got {encoder.identity!r} on this machine; restore the original file"
             )
         return encoder
 
@@ -218,7 +218,8 @@ class ZeroShotClassifier(nn.Module):
         if missing or unexpected or shapes:
             raise ValueError(
                 f"checkpoint {folder} must fit its config, got {len(missing)} missing {missing[:3]}, "
-                f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of other shape {shapes[:3]}; save it again"
+                f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of other shape {shapes[:3]}; "
+                f"save it again"
             )
         model.load_state_dict(tensors)
         if config["vocabulary"] is not None:

@@ -88,6 +88,7 @@ class Predictor:
         if templates is None:
             templates = model.vocabulary.templates if model.vocabulary is not None else DEFAULT_TEMPLATES
         self._templates = tuple(templates)
+        self._compiled: tuple[Tensor, ...] | None = None  # the query side of the vocabulary; None for class queries
         if words is None:
             if model.vocabulary is None:
                 raise ValueError("words must be given, the model knows none of its own; pass words=[...]")

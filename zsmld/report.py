@@ -192,8 +192,9 @@ class Report:
             for picture, title in zip(pictures, titles, strict=False)
         )
         bars = "".join(
-            f'<div class="bar"><span style="width:{100 * score:.0f}%" class="{"right" if word in sample.present else "wrong"}">'
-            f"</span>{html.escape(word)}{'' if self._is_seen(word) else ' (unseen)'} <b>{score:.2f}</b></div>"
+            f'<div class="bar"><span style="width:{100 * score:.0f}%" '
+            f'class="{"right" if word in sample.present else "wrong"}"></span>'
+            f"{html.escape(word)}{'' if self._is_seen(word) else ' (unseen)'} <b>{score:.2f}</b></div>"
             for word, score in zip(sample.words, sample.scores, strict=True)
         )
         present = html.escape(", ".join(sample.present) or "none")
@@ -243,12 +244,13 @@ class Report:
         for axes in (curve, histogram):
             axes.legend(fontsize=7, frameon=False)
         handles = [bars.plot([], [], "s", color=c, label=n)[0] for n, _, c in self._groups()]
-        bars.legend(handles=handles, fontsize=7, frameon=False, loc="lower left")
+        bars.legend(handles=handles, fontsize=7, frameon=False, loc="upper right")
         for axes in (bars, curve, histogram):
             axes.spines[["top", "right"]].set_visible(False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-        return f'<img class="plots" alt="plots" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        return f'<img class="plots" alt="plots" src="data:image/png;base64,{encoded}">'
 
     def _groups(self) -> list[tuple[str, np.ndarray, str]]:
         seen = self.vocabulary.is_seen
@@ -278,20 +280,36 @@ def _data_url(picture: Image.Image) -> str:
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
 body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }}
-h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }} .facts {{ color: #666; font-size: .85rem }}
-table {{ border-collapse: collapse; margin: .8rem 0 }} th, td {{ padding: .2rem .8rem; text-align: right; white-space: pre }}
-th:first-child, td:first-child {{ text-align: left }} th {{ border-bottom: 1px solid #999 }} tr:hover td {{ background: #f3f3f3 }}
-img.plots {{ width: 100% }} .samples {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); gap: 1.2rem }}
-.sample {{ display: flex; gap: .5rem; align-items: flex-start }} figure {{ margin: 0 }} figure img {{ width: 8.2rem; display: block }}
-figcaption {{ font-size: .7rem; color: #666; width: 8.2rem }} .words {{ font-size: .85rem; min-width: 10rem }}
-.bar {{ position: relative; padding: 0 .3rem; margin-bottom: .2rem; z-index: 0 }} .words p {{ color: #666; font-size: .75rem }}
-.bar span {{ position: absolute; inset: 0 auto 0 0; z-index: -1; border-radius: 3px }} .right {{ background: #bfe3c0 }} .wrong {{ background: #f1c6bd }}
+h1 {{ font-size: 1.5rem }}
+h2 {{ font-size: 1.15rem; margin-top: 2rem }}
+.facts {{ color: #666; font-size: .85rem }}
+table {{ border-collapse: collapse; margin: .8rem 0 }}
+th, td {{ padding: .2rem .8rem; text-align: right; white-space: pre }}
+th:first-child, td:first-child {{ text-align: left }}
+th {{ border-bottom: 1px solid #999 }}
+tr:hover td {{ background: #f3f3f3 }}
+img.plots {{ width: 100% }}
+.samples {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(31rem, 1fr)); gap: 1.2rem }}
+.sample {{ display: flex; gap: .5rem; align-items: flex-start }}
+figure {{ margin: 0 }}
+figure img {{ width: 7.2rem; display: block }}
+figcaption {{ font-size: .7rem; color: #666; width: 7.2rem }}
+.words {{ font-size: .85rem; min-width: 8rem; flex: 1 }}
+.words p {{ color: #666; font-size: .75rem; margin: .3rem }}
+.bar {{ position: relative; padding: 0 .3rem; margin-bottom: .2rem; z-index: 0 }}
+.bar span {{ position: absolute; inset: 0 auto 0 0; z-index: -1; border-radius: 3px }}
+.right {{ background: #bfe3c0 }}
+.wrong {{ background: #f1c6bd }}
 </style></head><body>
-<h1>{title}</h1><p class="facts">{facts}<br>{versions}</p>
+<h1>{title}</h1>
+<p class="facts">{facts}<br>{versions}</p>
 {head}{plots}
-<h2>Sample images</h2><p class="facts">Bars are scores; green words are truly there. Heat is the cross-attention of the head.</p>
+<h2>Sample images</h2>
+<p class="facts">Bars are scores; green words are truly there. Heat is the cross-attention of the head.</p>
 <div class="samples">{samples}</div>
 <h2>Policies</h2>{policies}
 <h2>Every word</h2>{words}{unreadable}

@@ -282,7 +282,7 @@ class _OpenClip:
 
 
 class _WordVectors:
-    """A word is looked up as it is, then with underscores, then as the mean of its parts; each try also in lower case."""
+    """A word is looked up as it is, with underscores, in lower case, then as the mean of its parts."""
 
     def __init__(self, name: str, device: torch.device, pretrained: bool) -> None:
         self._path = Path(name)
@@ -337,7 +337,7 @@ def _read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
                 vector = np.array(parts[-width:], np.float32)
                 word = " ".join(parts[:-width])
             except ValueError:
-                vector, word = np.empty(0), ""
+                vector, word = np.empty(0, np.float32), ""
             if vector.shape != (width,) or not word:
                 raise ValueError(
                     f"{path} line {number} must be a word and {width} numbers, got {line[:60]!r}; repair it"

@@ -33,8 +33,8 @@ class Trainer:
     """Trains a `ZeroShotClassifier` on the seen words of a dataset.
 
     Images without any of the training words are left out. With `val_dataset` and `holdout_words`, a share of the *seen*
-    words is held out of training and the checkpoint with the best mAP on those pseudo-unseen words is kept; otherwise the
-    last one is.
+    words is held out of training and the checkpoint with the best mAP on those pseudo-unseen words is kept; otherwise
+    the last one is.
 
     Args:
         model: its parts are trained in place.
@@ -136,7 +136,7 @@ class Trainer:
         """
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from timm.utils import ModelEmaV3
+        from timm.utils.model_ema import ModelEmaV3
 
         torch.manual_seed(self.seed)
         model, device = self.model, resolve_device(self.device)
@@ -201,10 +201,10 @@ class Trainer:
                 raise ValueError(f"dataset must have readable images, none could be read; first: {self.unreadable[:1]}")
             seconds = time.perf_counter() - started
             trained = model if ema is None else ema.module
-            record = {
+            record: dict[str, float] = {
                 "epoch": epoch,
                 "loss": total_loss / num_images,
-                "lr": scheduler.get_last_lr()[0],
+                "lr": float(scheduler.get_last_lr()[0]),
                 "images_per_second": num_images / seconds,
                 **(self._validate(trained, val_dataset) if val_dataset is not None else {}),
             }

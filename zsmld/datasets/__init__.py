@@ -1,7 +1,8 @@
 """Datasets, one file each. They share a contract, not a base class:
 
 - `vocabulary`: a `Vocabulary`; `split`: "train", "val" or "test"; `name`: what a report calls it;
-- `targets`: (M,N) scipy CSR of int8 with 1 present, 0 absent, −1 unknown; `missing`: what a missing entry means, 0 or −1;
+- `targets`: (M,N) scipy CSR of int8 with 1 present, 0 absent, −1 unknown;
+- `missing`: what an entry that `targets` does not store means, 0 or −1;
 - `dataset[i]`: {"image": PIL image or tensor, "targets": (N,) int8, "id": str}.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 @dataclass
@@ -72,7 +72,7 @@ def load_batches(
         )
 
 
-class _Rows:
+class _Rows(Dataset[dict[str, Any]]):
     """Rows of a dataset, transformed; an image that cannot be read is an item with its error."""
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Tensor] | None) -> None:

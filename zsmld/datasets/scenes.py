@@ -1,8 +1,8 @@
 """Generated scenes: coloured shapes on textured backgrounds, with clutter, overlap, blur and noise.
 
-The embedded data of zsmld: it needs no download, has exact labels, and asks a zero-shot question. Every word is a colour
-and a shape ("red star"). Every colour and every shape is among the seen words, but some combinations never are: a model
-that scores them has understood the words and not memorised them.
+The embedded data of zsmld: it needs no download, has exact labels, and asks a zero-shot question. Every word is a
+colour and a shape ("red star"). Every colour and every shape is among the seen words, but some combinations never are:
+a model that scores them has understood the words and not memorised them.
 """
 
 import json

@@ -188,7 +188,7 @@ def _read_partition(partition: str | Path) -> tuple[tuple[str, ...], tuple[str, 
     if not isinstance(content, dict) or not {"seen", "unseen"} <= set(content):
         raise ValueError(
             f"partition must be a JSON object with 'seen' and 'unseen', got {file} with "
-            f"{sorted(content) if isinstance(content, dict) else type(content).__name__}; write FILE#KEY for an inner one"
+            f"{sorted(content) if isinstance(content, dict) else type(content).__name__}; write FILE#KEY for one inside"
         )
     return check_words(content["seen"], "seen"), check_words(content["unseen"], "unseen")
 

@@ -1,0 +1,141 @@
+"""Slow, obvious reference implementations. Loops and scalars only, so that each can be read against its definition."""
+
+import math
+
+import numpy as np
+
+# ------------------------------------------------------------------------------------------------------- the head
+
+
+def word_head(decoder, spatial_embeddings, word_embeddings) -> tuple[np.ndarray, np.ndarray]:
+    """The head of word mode in eval mode: logits (B,N) and the last layer's attention (B,H,N,S), all in fp64.
+
+    Reads the module's parameters by name and runs none of its code: DESIGN section 4, one image, word, head and
+    position at a time.
+    """
+    p = {name: tensor.detach().double().numpy() for name, tensor in decoder.state_dict().items()}
+    num_heads = decoder.config()["num_heads"]
+    num_layers = decoder.config()["num_layers"]
+    spatial, words = spatial_embeddings.double().numpy(), word_embeddings.double().numpy()
+    logits = np.zeros((len(spatial), len(words)))
+    weights = np.zeros((len(spatial), num_heads, len(words), spatial.shape[1]))
+    for b in range(len(spatial)):
+        memory = [_relu(_linear(p, "spatial_proj", position)) for position in spatial[b]]
+        for n in range(len(words)):
+            standardized = (words[n] - p["word_mean"]) / p["word_scale"]
+            t = _relu(_linear(p, "word_proj", standardized))
+            for i in range(num_layers):
+                layer = f"layers.{i}."
+                t = _layer_norm(p, layer + "norm1", t + t)  # dropout of the query is the query itself in eval mode
+                attended, weights[b, :, n] = _attend(p, layer, num_heads, t, memory)
+                t = _layer_norm(p, layer + "norm2", t + attended)
+                hidden = _relu(_linear(p, layer + "linear1", t))
+                t = _layer_norm(p, layer + "norm3", t + _linear(p, layer + "linear2", hidden))
+            if decoder.output in ("shared", "sum"):
+                logits[b, n] += _dot(p["shared_fc.weight"][0], t) + p["shared_fc.bias"][0]
+            if decoder.output in ("cosine", "sum"):
+                looked_at = _linear(p, "cosine_proj", attended)
+                lengths = math.sqrt(_dot(looked_at, looked_at)) * math.sqrt(_dot(standardized, standardized))
+                cosine = _dot(looked_at, standardized) / lengths
+                logits[b, n] += math.exp(p["log_temperature"]) * cosine + p["cosine_bias"]
+    return logits, weights
+
+
+def _attend(p, layer, num_heads, t, memory) -> tuple[np.ndarray, np.ndarray]:
+    query = _linear(p, layer + "query_proj", t)
+    keys = [_linear(p, layer + "key_proj", position) for position in memory]
+    values = [_linear(p, layer + "value_proj", position) for position in memory]
+    width = len(query) // num_heads
+    result, weights = np.zeros(len(query)), np.zeros((num_heads, len(memory)))
+    for head in range(num_heads):
+        part = slice(head * width, (head + 1) * width)
+        powers = [math.exp(_dot(query[part], key[part]) / math.sqrt(width)) for key in keys]
+        for s in range(len(memory)):
+            weights[head, s] = powers[s] / sum(powers)
+            result[part] += weights[head, s] * values[s][part]
+    return _linear(p, layer + "out_proj", result), weights
+
+
+def _dot(a, b) -> float:
+    return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+
+
+def _linear(p, name, x) -> np.ndarray:
+    return np.array([_dot(row, x) + bias for row, bias in zip(p[f"{name}.weight"], p[f"{name}.bias"], strict=True)])
+
+
+def _relu(x) -> np.ndarray:
+    return np.array([max(value, 0.0) for value in x])
+
+
+def _layer_norm(p, name, x) -> np.ndarray:
+    mean = sum(x) / len(x)
+    variance = sum((value - mean) ** 2 for value in x) / len(x)
+    return (x - mean) / math.sqrt(variance + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+# -------------------------------------------------------------------------------------------------------- metrics
+
+
+def average_precision(scores, present) -> float:
+    """One word: precision at each distinct threshold times the recall gained there. Needs a positive."""
+    positives = sum(bool(p) for p in present)
+    area = recall_before = 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        retrieved = [bool(p) for score, p in zip(scores, present, strict=True) if score >= threshold]
+        recall = sum(retrieved) / positives
+        area += (recall - recall_before) * sum(retrieved) / len(retrieved)
+        recall_before = recall
+    return area
+
+
+def legacy_average_precision(scores, present) -> float:
+    """One word: the loop of the official ML-Decoder function, with a sort that is stable and then reversed."""
+    order = sorted(range(len(scores)), key=lambda i: scores[i])[::-1]
+    hits, total = 0, 0.0
+    for rank, i in enumerate(order, 1):
+        if present[i]:
+            hits += 1
+            total += hits / rank
+    return total / (hits + 1e-8)
+
+
+def precision_recall_f1_at_k(scores, targets, k) -> tuple[float, float, float]:
+    """Every image is given its K best words; an unknown entry is never given, and ties go to the first label."""
+    hits = positives = 0
+    for row_scores, row_targets in zip(scores, targets, strict=True):
+        known = [j for j in range(len(row_scores)) if row_targets[j] != -1]
+        given = sorted(known, key=lambda j: (-row_scores[j], j))[:k]
+        hits += sum(1 for j in given if row_targets[j] == 1)
+        positives += sum(1 for target in row_targets if target == 1)
+    precision = hits / (len(scores) * k)
+    recall = hits / positives if positives else 0.0
+    return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
+def chance(targets) -> list[float]:
+    """For each word the share of known images that have it; zero if none is known."""
+    result = []
+    for word in range(len(targets[0])):
+        known = [row[word] for row in targets if row[word] != -1]
+        result.append(sum(1 for target in known if target == 1) / len(known) if known else 0.0)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------- losses
+
+
+def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05) -> float:
+    """Sum over known entries, equations 1 to 6 of arXiv 2009.14119: L+ = (1−p)^γ+ log p, L− = p_m^γ− log(1−p_m)."""
+    total = 0.0
+    for row_logits, row_targets in zip(logits, targets, strict=True):
+        for logit, target in zip(row_logits, row_targets, strict=True):
+            if target == -1:
+                continue
+            p = 1 / (1 + math.exp(-logit))
+            if target == 1:
+                total -= (1 - p) ** gamma_pos * math.log(max(p, 1e-8))
+            else:
+                shifted = max(p - clip, 0.0)
+                total -= shifted**gamma_neg * math.log(max(1 - shifted, 1e-8))
+    return total
