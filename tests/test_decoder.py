@@ -511,7 +511,7 @@ def test_initial_attention_is_that_of_multihead_attention():
     """Xavier uniform on the joint (3D, D) matrix: the same bound, and no bias."""
     torch.manual_seed(0)
     layer, theirs = DecoderLayer(64, 8, 16, 0.0), nn.MultiheadAttention(64, 8)
-    bound = float(theirs.in_proj_weight.abs().max())
+    bound = float(theirs.in_proj_weight.detach().abs().max())
     for proj in (layer.query_proj, layer.key_proj, layer.value_proj):
-        assert float(proj.weight.abs().max()) == pytest.approx(bound, rel=0.02)
+        assert float(proj.weight.detach().abs().max()) == pytest.approx(bound, rel=0.02)
         assert np.abs(proj.bias.detach().numpy()).max() == 0

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--protocol", help="default the one of the model's recipe")
     evaluate.add_argument("--split", default="test", help="of the dataset (default: %(default)s)")
     evaluate.add_argument("--samples", type=int, default=12, help="images shown in the report (default: %(default)s)")
-    evaluate.add_argument("--output", help="folder for the report (default: beside the model, report/)")
+    evaluate.add_argument("--output", default="runs/evaluate", help="folder for the report (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=int, default=64, help="images a batch (default: %(default)s)")
     evaluate.add_argument("--num-workers", type=int, default=0, help="processes that decode (default: %(default)s)")
     _add_device(evaluate)
@@ -184,6 +184,8 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     output = Path(options.output or f"runs/{Path(options.recipe).stem}")
     trainer = recipe.build_trainer(output, progress=True)
+    test = recipe.build_dataset("test") if recipe.has_split("test") else None
+    protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
     print(f"train   {trainer.dataset!r}\nselect  {trainer.val_dataset!r} by {len(trainer.heldout)} held-out seen words")
     print(f"model   {trainer.model!r}")
     model = trainer.fit()
@@ -191,11 +193,10 @@ def _train(options: argparse.Namespace) -> int:
     print(f"epoch {trainer.best_epoch} of {trainer.epochs} was selected; model: {output / 'model'}")
     for image_id, error in trainer.unreadable[:10]:
         print(f"left out {image_id}: {error}", file=sys.stderr)
-    report = Evaluator(recipe.build_protocol(), num_samples=12, progress=True).evaluate(
-        model, recipe.build_dataset("test")
-    )
-    _, page = report.save(output / "report")
-    print(f"\n{report.to_text()}\n\nreport: {page}")
+    if test is not None and protocol is not None:
+        report = Evaluator(protocol, num_samples=12, progress=True).evaluate(model, test)
+        _, page = report.save(output / "report")
+        print(f"\n{report.to_text()}\n\nreport: {page}")
     return 1 if trainer.unreadable else 0
 
 
@@ -208,17 +209,17 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"model {options.model} must name its dataset in its recipe, it has none; use Evaluator in Python"
         )
     recipe = Recipe.from_dict(model.recipe, options.overrides)
+    dataset = recipe.build_dataset(options.split)
     evaluator = Evaluator(
-        options.protocol or recipe.build_protocol(),
+        options.protocol or recipe.build_protocol(dataset.vocabulary),
         device=options.device,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         num_samples=options.samples,
         progress=True,
     )
-    report = evaluator.evaluate(model, recipe.build_dataset(options.split))
-    output = Path(options.output) if options.output else Path(options.model).parent / "report"
-    _, page = report.save(output)
+    report = evaluator.evaluate(model, dataset)
+    _, page = report.save(options.output)
     print(f"{report.to_text()}\n\nreport: {page}")
     return 1 if report.dataset["num_unreadable"] else 0
 

@@ -30,6 +30,7 @@ from zsmld.protocols import PROTOCOLS, Protocol
 from zsmld.resources import resource_path
 from zsmld.text import TextEncoder
 from zsmld.trainer import Trainer
+from zsmld.vocabulary import Vocabulary
 
 # Arguments that a recipe does not give: other sections make them, or the command does.
 _NOT_IN_RECIPE = {
@@ -51,7 +52,8 @@ class Recipe:
         decoder: arguments of `MLDecoder`, but for the widths, which follow from the encoders.
         augmentation: arguments of `QueryAugmentation`.
         trainer: arguments of `Trainer`.
-        protocol: `name` of a protocol, and policies to change in it.
+        protocol: `name` of a protocol, and policies to change in it; default "gzsl" where the dataset has unseen words,
+            else "supervised".
 
     Raises:
         ValueError: on any wrong key, type or name; the message lists all of them.
@@ -63,7 +65,7 @@ class Recipe:
     decoder: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
-    protocol: dict[str, Any] = field(default_factory=lambda: {"name": "gzsl"})
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -135,22 +137,21 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The effective recipe: every argument with its value, defaults included."""
+        targets = self._targets([])
         effective: dict[str, Any] = {}
-        for section, target in self._targets([]).items():
-            defaults = {
-                name: parameter.default for name, parameter in _arguments(section, target).items()
-                if parameter.default is not inspect.Parameter.empty and isinstance(
-                    parameter.default, (bool, int, float, str, tuple, type(None)))
-            }  # fmt: skip
-            effective[section] = {
-                **({"name": None} if section == "dataset" else {}),
-                **defaults,
-                **getattr(self, section),
-            }
-        effective = {key: effective.get(key, getattr(self, key)) for key in (f.name for f in fields(self))}
+        for section in (f.name for f in fields(self)):
+            given = getattr(self, section)
+            if section in targets:
+                defaults = {name: _default(p) for name, p in _arguments(section, targets[section]).items()}
+                given = {**({"name": given["name"]} if "name" in given else {}), **defaults, **given}
+            effective[section] = given
         return yaml.safe_dump(_plain(effective), sort_keys=False, allow_unicode=True)
 
     # ------------------------------------------------------------------------------------------- what it describes
+
+    def has_split(self, split: str) -> bool:
+        """Whether the dataset has such rows: a table may give none to "val" or "test"."""
+        return bool(self.dataset.get(f"{split}_fraction", 1) != 0)
 
     def build_dataset(self, split: str) -> Any:
         """The dataset of a split, "train", "val" or "test"."""
@@ -173,7 +174,7 @@ class Recipe:
         return Trainer(
             self.build_model(text_encoder),
             self.build_dataset("train"),
-            val_dataset=self.build_dataset("val"),
+            val_dataset=self.build_dataset("val") if self.has_split("val") else None,
             output=output,
             augmentation=QueryAugmentation(**self.augmentation),
             text_encoder=text_encoder,
@@ -181,9 +182,16 @@ class Recipe:
             **self.trainer,
         )
 
-    def build_protocol(self) -> Protocol:
-        """The protocol it is evaluated under."""
-        return Protocol.named(**self.protocol)
+    def build_protocol(self, vocabulary: Vocabulary) -> Protocol:
+        """The protocol a dataset with this vocabulary is evaluated under.
+
+        Raises:
+            ValueError: if the vocabulary does not fit it.
+        """
+        protocol = Protocol.named(**{"name": "gzsl" if vocabulary.unseen else "supervised", **self.protocol})
+        for part in protocol.parts:
+            protocol.ranked_labels(part, vocabulary)
+        return protocol
 
     # -------------------------------------------------------------------------------------------------- validation
 
@@ -202,7 +210,7 @@ class Recipe:
         else:
             problems.append(_unknown(name, sorted(DATASETS), "dataset.name"))
         protocol = self.protocol.get("name") if isinstance(self.protocol, dict) else None
-        if protocol not in PROTOCOLS:
+        if protocol is not None and protocol not in PROTOCOLS:
             problems.append(_unknown(protocol, sorted(PROTOCOLS), "protocol.name"))
         return targets
 
@@ -257,7 +265,8 @@ def _checked(section: str, given: dict[str, Any], target: Callable[..., Any], pr
                 if "Expected" not in str(error) and "validate" not in str(error):
                     raise
                 problems.append(f"{section}.{key} must be {expected}, got {value!r}")
-    required = [name for name, p in arguments.items() if p.default is inspect.Parameter.empty and name not in given]
+    optional = given if section != "protocol" else {"name"}  # a protocol's name may follow from the dataset
+    required = [name for name, p in arguments.items() if p.default is inspect.Parameter.empty and name not in optional]
     problems += [f"{section}.{name} must be given" for name in required]
     return checked
 
@@ -284,6 +293,14 @@ def _unknown(name: Any, known: Sequence[str], where: str) -> str:
     near = difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
     return f"{where}: unknown {name!r}; {hint}"
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    """A parameter's default; what a dataclass makes afresh for each object is an empty mapping in all our doors."""
+    if parameter.default is inspect.Parameter.empty:
+        return None
+    plain = (bool, int, float, str, tuple, type(None))
+    return parameter.default if isinstance(parameter.default, plain) else {}
 
 
 def _plain(value: Any) -> Any:

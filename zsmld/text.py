@@ -226,6 +226,8 @@ class _Backend(Protocol):
 
 class _SentenceTransformer:
     def __init__(self, name: str, device: torch.device, pretrained: bool = True) -> None:
+        # Workers that decode images are forked later; tokenizers would warn of its own threads at each.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 

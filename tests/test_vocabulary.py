@@ -1,0 +1,178 @@
+"""Vocabulary: label order, the seen/unseen partition, prompts."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from zsmld import Vocabulary
+from zsmld.vocabulary import DEFAULT_TEMPLATES, check_templates, check_words
+
+texts = st.text(min_size=1, max_size=8).map(str.strip).filter(bool)
+word_lists = st.lists(texts, min_size=1, max_size=12, unique=True)
+template_lists = st.lists(
+    st.sampled_from(["{}", "a photo of a {}.", "it is a {}!", "{} in the wild"]), min_size=1, unique=True
+)
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> Vocabulary:
+    words = draw(word_lists)
+    return Vocabulary(words, seen=draw(st.lists(st.sampled_from(words), unique=True)), templates=draw(template_lists))
+
+
+# ------------------------------------------------------------------------------------------------------------- laws
+
+
+@given(vocabularies())
+def test_label_is_position(vocabulary: Vocabulary) -> None:
+    assert [vocabulary.index(word) for word in vocabulary] == list(range(len(vocabulary)))
+    assert vocabulary.labels(vocabulary.words).tolist() == list(range(len(vocabulary)))
+    assert vocabulary.labels(reversed(vocabulary.words)).tolist() == list(range(len(vocabulary)))[::-1]
+    assert all(word in vocabulary for word in vocabulary.words)
+
+
+@given(vocabularies())
+def test_seen_and_unseen_divide_the_words_in_label_order(vocabulary: Vocabulary) -> None:
+    assert set(vocabulary.seen) | set(vocabulary.unseen) == set(vocabulary.words)
+    assert len(vocabulary.seen) + len(vocabulary.unseen) == len(vocabulary)
+    for part in (vocabulary.seen, vocabulary.unseen):
+        assert list(part) == sorted(part, key=vocabulary.index)
+    assert [vocabulary.words[i] for i in np.flatnonzero(vocabulary.is_seen)] == list(vocabulary.seen)
+
+
+@given(vocabularies(), word_lists, st.booleans())
+def test_add_keeps_every_label_and_part(vocabulary: Vocabulary, more: list[str], seen: bool) -> None:
+    assume(not set(more) & set(vocabulary.words))
+    grown = vocabulary.add(more, seen=seen)
+    assert grown.words == (*vocabulary.words, *more)
+    assert grown.is_seen.tolist() == vocabulary.is_seen.tolist() + [seen] * len(more)
+    assert grown.templates == vocabulary.templates
+    assert grown.select(vocabulary.words) == vocabulary
+
+
+@given(vocabularies(), st.data())
+def test_select_takes_the_order_given_and_keeps_the_parts(vocabulary: Vocabulary, data: st.DataObject) -> None:
+    words = data.draw(st.lists(st.sampled_from(vocabulary.words), min_size=1, unique=True))
+    part = vocabulary.select(words)
+    assert part.words == tuple(words)
+    assert part.templates == vocabulary.templates
+    assert [word in part.seen for word in words] == [word in vocabulary.seen for word in words]
+
+
+@given(vocabularies())
+def test_round_trip_through_json(vocabulary: Vocabulary) -> None:
+    restored = Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
+    assert restored == vocabulary
+    assert hash(restored) == hash(vocabulary)
+    assert restored.digest() == vocabulary.digest()
+
+
+@given(vocabularies(), vocabularies())
+def test_digests_are_equal_exactly_when_vocabularies_are(a: Vocabulary, b: Vocabulary) -> None:
+    assert (a.digest() == b.digest()) == (a == b)
+    assert Vocabulary(a.words[::-1], a.seen, a.templates).digest() != a.digest() or len(a) == 1
+
+
+@given(vocabularies())
+def test_prompts_are_one_a_template_and_hold_the_word(vocabulary: Vocabulary) -> None:
+    for word in vocabulary:
+        prompts = vocabulary.prompts(word)
+        assert len(prompts) == len(vocabulary.templates)
+        assert prompts == tuple(t.replace("{}", word) for t in vocabulary.templates)
+
+
+@given(st.text(max_size=12))
+def test_every_accepted_template_makes_a_prompt(template: str) -> None:
+    assume("}" not in template.replace("{}", ""))
+    try:
+        (accepted,) = check_templates([template])
+    except ValueError:
+        assert template.count("{}") != 1 or template.count("{") != 1
+    else:
+        assert "dog" in accepted.format("dog")
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="check_templates accepts a lone closing brace")
+def test_template_with_a_lone_closing_brace_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="templates must be sentences with one {} each"):
+        Vocabulary(["dog"], templates=["a } {}"])
+    raise ValueError  # pragma: no cover
+
+
+# --------------------------------------------------------------------------------------------------------- examples
+
+
+def test_defaults_are_all_seen_and_one_template() -> None:
+    vocabulary = Vocabulary(["dog", "cat"])
+    assert vocabulary.seen == ("dog", "cat") and vocabulary.unseen == ()
+    assert vocabulary.templates == DEFAULT_TEMPLATES == ("a photo of a {}.",)
+    assert Vocabulary(["dog"], seen=[]).unseen == ("dog",)
+
+
+def test_words_are_stripped_and_may_hold_braces() -> None:
+    vocabulary = Vocabulary([" dog ", "a {} b"])
+    assert vocabulary.words == ("dog", "a {} b")
+    assert vocabulary.prompts("a {} b") == ("a photo of a a {} b.",)
+
+
+def test_it_cannot_be_changed_in_place() -> None:
+    vocabulary = Vocabulary(["dog"])
+    with pytest.raises(ValueError, match="read-only"):
+        vocabulary.is_seen[0] = False
+    assert isinstance(vocabulary.words, tuple)
+
+
+def test_equality_looks_at_words_parts_and_templates() -> None:
+    vocabulary = Vocabulary(["dog", "cat"], seen=["dog"])
+    assert vocabulary != Vocabulary(["cat", "dog"], seen=["dog"])
+    assert vocabulary != Vocabulary(["dog", "cat"])
+    assert vocabulary != Vocabulary(["dog", "cat"], seen=["dog"], templates=["{}"])
+    assert vocabulary != ["dog", "cat"]
+
+
+def test_repr_counts_the_parts() -> None:
+    assert repr(Vocabulary([*"abcd"], seen=[*"ab"])) == ("Vocabulary('a', 'b', 'c', …; 2 seen, 2 unseen)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"words": "dog"}, TypeError, r"words must be a list of words, got the text 'dog'; write \['dog'\]"),
+        ({"words": ["dog", 3]}, TypeError, "words must be texts, got 3 of type int"),
+        ({"words": []}, ValueError, "words must have at least one word, got none"),
+        ({"words": ["dog", " "]}, ValueError, "words must not be empty texts, got one at position 1"),
+        ({"words": ["dog", "cat", "dog "]}, ValueError, r"words must be distinct, got \['dog'\] more than once"),
+        ({"words": ["dog"], "seen": "dog"}, TypeError, "seen must be a list of words"),
+        ({"words": ["dog"], "seen": ["cat"]}, ValueError, r"seen must be words of the vocabulary, got \['cat'\]"),
+        ({"words": ["dog"], "seen": ["dog", "dog"]}, ValueError, "seen must be distinct"),
+        ({"words": ["dog"], "templates": "a {}"}, TypeError, r"templates must be a list, got the text 'a {}'"),
+        ({"words": ["dog"], "templates": []}, ValueError, "templates must be sentences with one {} each"),
+        ({"words": ["dog"], "templates": ["a dog"]}, ValueError, r"one {} each, got \['a dog'\]"),
+        ({"words": ["dog"], "templates": ["{} or {}"]}, ValueError, "one {} each"),
+        ({"words": ["dog"], "templates": ["{0}"]}, ValueError, "one {} each"),
+        ({"words": ["dog"], "templates": [3]}, ValueError, "one {} each"),
+    ],
+)
+def test_wrong_arguments(arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Vocabulary(**arguments)
+
+
+def test_wrong_words_later() -> None:
+    vocabulary = Vocabulary(["dog", "cat"])
+    with pytest.raises(ValueError, match="one of the 2 words of the vocabulary, got 'zebra'; add it with"):
+        vocabulary.index("zebra")
+    with pytest.raises(ValueError, match="got 'zebra'"):
+        vocabulary.select(["dog", "zebra"])
+    with pytest.raises(ValueError, match="must be distinct"):
+        vocabulary.add(["dog"])
+    with pytest.raises(ValueError, match="at least one word"):
+        vocabulary.add([])
+
+
+def test_check_words_may_allow_none() -> None:
+    assert check_words([], allow_empty=True) == ()
+    assert check_words(word for word in ("b", "a")) == ("b", "a")
