@@ -28,6 +28,8 @@ def word_head(decoder, spatial_embeddings, word_embeddings) -> tuple[np.ndarray,
                 layer = f"layers.{i}."
                 t = _layer_norm(p, layer + "norm1", t + t)  # dropout of the query is the query itself in eval mode
                 attended, weights[b, :, n] = _attend(p, layer, num_heads, t, memory)
+                if decoder.output == "cosine" and i == num_layers - 1:
+                    continue  # nothing after the last attention reaches the cosine
                 t = _layer_norm(p, layer + "norm2", t + attended)
                 hidden = _relu(_linear(p, layer + "linear1", t))
                 t = _layer_norm(p, layer + "norm3", t + _linear(p, layer + "linear2", hidden))

@@ -95,11 +95,9 @@ def test_every_accepted_template_makes_a_prompt(template: str) -> None:
         assert "dog" in accepted.format("dog")
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="check_templates accepts a lone closing brace")
 def test_template_with_a_lone_closing_brace_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="templates must be sentences with one {} each"):
+    with pytest.raises(ValueError, match=r"templates must be sentences with one {} each"):
         Vocabulary(["dog"], templates=["a } {}"])
-    raise ValueError  # pragma: no cover
 
 
 # --------------------------------------------------------------------------------------------------------- examples

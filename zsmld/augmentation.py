@@ -78,7 +78,7 @@ class QueryAugmentation:
             ValueError: if `captions` > 0 and the dataset has none.
         """
         device = word_embeddings.device
-        deviation = word_embeddings.std(0)  # (T)
+        deviation = word_embeddings.std(0, correction=min(1, len(word_embeddings) - 1))  # (T); zero for a single word
 
         def gaussian(rows: int) -> Tensor:
             return torch.randn(rows, word_embeddings.shape[1], generator=generator).to(device)

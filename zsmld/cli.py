@@ -42,15 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         status: int = options.run(options)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError) as error:
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        sys.stderr.close()
+        return 0
+    except (ValueError, TypeError, OSError) as error:
         print(f"zsmld {options.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"zsmld {options.verb}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        sys.stderr.close()
-        return 0
     return status
 
 
@@ -160,7 +160,7 @@ def _predict(options: argparse.Namespace) -> int:
         table = csv.writer(stream) if suffix == ".csv" else None
         if table is not None:
             table.writerow(["path", "words", "scores", "labels", "error"])
-        for p in tqdm(predictions, total=len(images), unit="image", disable=not options.output):
+        for p in tqdm(predictions, total=len(images), unit="image", disable=None if options.output else True):
             num_unreadable += p.error is not None
             if table is not None:
                 joined = ("|".join(p.words), "|".join(f"{s:.6f}" for s in p.scores), "|".join(map(str, p.labels)))

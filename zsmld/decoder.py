@@ -28,21 +28,30 @@ class DecoderLayer(nn.Module):
         num_heads: H, which must divide `decoder_dim`.
         feedforward_dim: width of the hidden layer of the feed-forward network.
         dropout: probability, in training only.
+        attention_only: leave out what follows the attention; the cosine output does not use it.
     """
 
-    def __init__(self, decoder_dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
+    def __init__(
+        self,
+        decoder_dim: int,
+        num_heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        attention_only: bool = False,
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.attention_only = num_heads, attention_only
         self.norm1 = nn.LayerNorm(decoder_dim)
-        self.norm2 = nn.LayerNorm(decoder_dim)
-        self.norm3 = nn.LayerNorm(decoder_dim)
         self.query_proj = nn.Linear(decoder_dim, decoder_dim)
         self.key_proj = nn.Linear(decoder_dim, decoder_dim)
         self.value_proj = nn.Linear(decoder_dim, decoder_dim)
         self.out_proj = nn.Linear(decoder_dim, decoder_dim)
-        self.linear1 = nn.Linear(decoder_dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, decoder_dim)
         self.dropout = nn.Dropout(dropout)
+        if not attention_only:
+            self.norm2 = nn.LayerNorm(decoder_dim)
+            self.norm3 = nn.LayerNorm(decoder_dim)
+            self.linear1 = nn.Linear(decoder_dim, feedforward_dim)
+            self.linear2 = nn.Linear(feedforward_dim, decoder_dim)
         # The initialisation of nn.MultiheadAttention: its three input projections are one (3D, D) matrix.
         bound = math.sqrt(6 / (decoder_dim + 3 * decoder_dim))
         for proj in (self.query_proj, self.key_proj, self.value_proj):
@@ -58,10 +67,13 @@ class DecoderLayer(nn.Module):
             memory: (B,S,D) projected spatial embeddings.
 
         Returns:
-            The decoded queries (B,N,D) and the attention's own result (B,N,D), which has no residual of the query.
+            The decoded queries (B,N,D) and the attention's own result (B,N,D), which has no residual of the query; that
+            result twice with `attention_only`.
         """
         t = self.normalize_queries(queries)  # (1|B,N,D)
         attended = self.attend(t, memory)  # (B,N,D)
+        if self.attention_only:
+            return attended, attended
         t = self.norm2(t + self.dropout(attended))  # (B,N,D)
         hidden = self.dropout(F.relu(self.linear1(t)))  # (B,N,F)
         t = self.norm3(t + self.dropout(self.linear2(hidden)))  # (B,N,D)
@@ -105,7 +117,7 @@ class MLDecoder(nn.Module):
         encoder_dim: C, channels of the spatial embeddings.
         text_dim: T, width of the word embeddings. Selects word mode; exactly one of `text_dim`, `num_classes`.
         num_classes: N, number of classes. Selects class mode.
-        num_groups: G ≤ N, class mode only; the paper's default is 100, or N if that is fewer.
+        num_groups: G, class mode only; default the paper's 100, and never more than N.
         learnable_queries: class mode only; train the group queries instead of keeping them fixed at random.
         decoder_dim: D.
         num_heads: attention heads, a divisor of `decoder_dim`.
@@ -149,6 +161,7 @@ class MLDecoder(nn.Module):
         num_layers: int = 1,
         output: Output = "shared",
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         if (text_dim is None) == (num_classes is None):
             raise ValueError(
@@ -170,33 +183,33 @@ class MLDecoder(nn.Module):
                 f"the cosine output needs word queries (text_dim)"
             )
 
+        if num_classes is None and (num_groups is not None or learnable_queries):
+            raise ValueError(
+                f"num_groups and learnable_queries belong to class mode, got num_groups={num_groups}, "
+                f"learnable_queries={learnable_queries} with text_dim; leave them out"
+            )
+        if num_groups is not None and num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}; the paper uses 100")
+
         self.encoder_dim, self.text_dim, self.decoder_dim = encoder_dim, text_dim, decoder_dim
         self.num_classes, self.output = num_classes, output
-        self._config = {
-            "encoder_dim": encoder_dim,
-            "text_dim": text_dim,
-            "num_classes": num_classes,
-            "num_groups": num_groups,
-            "learnable_queries": learnable_queries,
-            "decoder_dim": decoder_dim,
-            "num_heads": num_heads,
-            "feedforward_dim": feedforward_dim,
-            "dropout": dropout,
-            "num_layers": num_layers,
-            "output": output,
-        }
+        self._config = arguments
         self.spatial_proj = nn.Linear(encoder_dim, decoder_dim)
         self.layers = nn.ModuleList(
-            DecoderLayer(decoder_dim, num_heads, feedforward_dim, dropout) for _ in range(num_layers)
+            DecoderLayer(
+                decoder_dim,
+                num_heads,
+                feedforward_dim,
+                dropout,
+                attention_only=output == "cosine" and layer == num_layers - 1,
+            )
+            for layer in range(num_layers)
         )
         if text_dim is not None:
             self._build_word_mode(text_dim)
         else:
             assert num_classes is not None  # for the type checker: the first check above made sure
-            num_groups = min(100 if num_groups is None else num_groups, num_classes)
-            if num_groups < 1:
-                raise ValueError(f"num_groups must be at least 1, got {num_groups}; the paper uses 100")
-            self._build_class_mode(num_classes, num_groups, learnable_queries)
+            self._build_class_mode(num_classes, min(num_groups or 100, num_classes), learnable_queries)
 
     def _build_word_mode(self, text_dim: int) -> None:
         self.word_proj = nn.Linear(text_dim, self.decoder_dim)
@@ -264,6 +277,11 @@ class MLDecoder(nn.Module):
             ValueError: in class mode, or if the width is not `text_dim`.
         """
         self._check_words(word_embeddings)
+        if mask is not None and word_embeddings.ndim == 2:
+            raise ValueError(
+                f"mask must be None for word_embeddings (N, T), got {tuple(mask.shape)} beside "
+                f"{tuple(word_embeddings.shape)}; it belongs to several descriptions (N, K, T)"
+            )
         if word_embeddings.ndim == 3:
             word_embeddings = average_descriptions(word_embeddings, mask)  # (N,T)
         standardized = (word_embeddings - self.word_mean) / self.word_scale  # (N,T)
@@ -304,12 +322,15 @@ class MLDecoder(nn.Module):
             if word_embeddings is not None:
                 self._check_words(word_embeddings)
             return self._decode_classes(memory)  # (B,N)
+        return self.decode(memory, *self.word_queries(self._needed(word_embeddings), mask))  # (B,N)
+
+    def _needed(self, word_embeddings: Tensor | None) -> Tensor:
         if word_embeddings is None:
             raise ValueError(
                 f"word_embeddings must be (N, {self.text_dim}) in word mode, got None; "
                 f"pass the embeddings of the words to score"
             )
-        return self.decode(memory, *self.word_queries(word_embeddings, mask))  # (B,N)
+        return word_embeddings
 
     def memory(self, spatial_embeddings: Tensor) -> Tensor:
         """Project spatial embeddings (B,S,C) to what queries attend to, (B,S,D)."""
@@ -357,7 +378,12 @@ class MLDecoder(nn.Module):
             (B,H,N,S), or (B,H,G,S) in class mode; the last dimension sums to one.
         """
         memory = self.memory(spatial_embeddings)  # (B,S,D)
-        queries = self.group_queries if word_embeddings is None else self.word_queries(word_embeddings)[0]
+        if self.text_dim is None:
+            if word_embeddings is not None:
+                self._check_words(word_embeddings)
+            queries = self.group_queries  # (G,D)
+        else:
+            queries, _ = self.word_queries(self._needed(word_embeddings))  # (N,D)
         t = queries[None]  # (1,N,D)
         for layer in self.layers[:-1]:
             t, _ = layer(t, memory)  # (B,N,D)

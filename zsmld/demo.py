@@ -1,11 +1,10 @@
 """What `zsmld demo` does, with public names only."""
 
 from pathlib import Path
+from typing import Any
 
-from zsmld import Evaluator, Predictor, ZeroShotClassifier, build_dataset
+from zsmld import Evaluator, Predictor, Vocabulary, ZeroShotClassifier, build_dataset
 from zsmld.resources import resource_path
-
-_NEW_WORDS = ("scarlet circle", "violet ring", "doughnut shape", "snow-white cross")
 
 
 def run_demo(output: str | Path = "runs/demo", device: str = "auto", num_images: int = 2000) -> tuple[Path, Path]:
@@ -32,22 +31,21 @@ def run_demo(output: str | Path = "runs/demo", device: str = "auto", num_images:
     print("Mean average precision and F1 in percent; chance is what random scores reach.\n")
     print(report.to_text())
 
-    print("\nNow words are added to a ready model, without training. First the ones it was trained with, then more:\n")
+    print("\nWords are added to the ready model, without training: the unseen ones, marked *.\n")
     predictor = Predictor(model, device=device)
     predictor.add_words(vocabulary.unseen)
-    predictor.add_words(_NEW_WORDS)
-    unseen = {vocabulary.index(word) for word in vocabulary.unseen}
-    shown = [i for i in range(len(scenes)) if len(unseen & set(scenes.targets[i].indices.tolist())) >= 1][:5]
-    items = [scenes[i] for i in shown]
-    for item, prediction in zip(items, predictor.predict([item["image"] for item in items], top_k=4), strict=True):
-        present = [word for word, target in zip(vocabulary, item["targets"], strict=True) if target == 1]
-        ranked = ", ".join(
-            f"{word}{'' if word in vocabulary.seen else '*'} {score:.2f}"
-            for word, score in zip(prediction.words, prediction.scores, strict=True)
-        )
-        print(f"  there: {', '.join(present)}\n  found: {ranked}\n")
-    print(f"  * never seen in training; {', '.join(_NEW_WORDS)} are not even in the dataset")
+    unseen = vocabulary.labels(vocabulary.unseen)
+    shown = [scenes[i] for i in range(len(scenes)) if scenes.targets[i, unseen].nnz][:5]
+    for item, p in zip(shown, predictor.predict([item["image"] for item in shown], top_k=4), strict=True):
+        marked = [
+            f"{word}{'' if word in vocabulary.seen else '*'} {s:.2f}" for word, s in zip(p.words, p.scores, strict=True)
+        ]
+        print(f"  there: {_present(vocabulary, item)}\n  found: {', '.join(marked)}\n")
 
     json_path, html_path = report.save(output)
-    print(f"\nreport  {json_path}\n        {html_path}")
+    print(f"report  {json_path}\n        {html_path}")
     return json_path, html_path
+
+
+def _present(vocabulary: Vocabulary, item: dict[str, Any]) -> str:
+    return ", ".join(word for word, target in zip(vocabulary, item["targets"], strict=True) if target == 1)

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from zsmld.attention import attention_maps, overlay
-from zsmld.datasets import Dataset
+from zsmld.datasets import Dataset, dense_targets
 from zsmld.datasets.loader import Batch, load_batches
 from zsmld.metrics import (
     average_precision,
@@ -49,6 +49,7 @@ class Evaluator:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        resolve_device(self.device)
         if isinstance(self.protocol, str):
             self.protocol = Protocol.named(self.protocol)
 
@@ -69,8 +70,14 @@ class Evaluator:
         vocabulary = dataset.vocabulary
         for part in self.protocol.parts:  # refuse what does not fit before the long work
             self.protocol.ranked_labels(part, vocabulary)
+        classes = model.vocabulary if model.decoder.text_dim is None else None
+        if classes is not None and classes.words != vocabulary.words:
+            raise ValueError(
+                f"dataset must have the model's {len(classes)} classes in the model's order, got other words or "
+                f"another order; class queries are fixed: give the dataset words={list(classes.words[:2])!r}…"
+            )
         scores, rows, ids, unreadable = self._score(model, dataset)
-        targets = _targets_of(dataset, rows)
+        targets = dense_targets(dataset)[rows]
         return Report(
             protocols=evaluate_scores(scores, targets, vocabulary, self.protocol),
             model={
@@ -78,8 +85,8 @@ class Evaluator:
                 "text_encoder": model.text_encoder,
                 "output": model.decoder.output,
                 "num_parameters": sum(p.numel() for p in model.parameters()),
-                "external_knowledge": _external_knowledge(model),
             },
+            external_knowledge=_external_knowledge(model),
             dataset={
                 "name": dataset.name,
                 "split": dataset.split,
@@ -102,12 +109,12 @@ class Evaluator:
         self, model: ZeroShotClassifier, dataset: Dataset
     ) -> tuple[np.ndarray, np.ndarray, list[str], list[tuple[str, str]]]:
         """Logits (M,N) fp32, their rows in the dataset (M,), image ids, and what could not be read."""
-        device = resolve_device(self.device)
+        device, training = resolve_device(self.device), model.training
         model = model.to(device).eval()
         words = None if model.decoder.text_dim is None else model.encode_words(dataset.vocabulary).to(device)
         scores, rows, ids, unreadable = [], [], [], []
         batches = load_batches(dataset, model.image_encoder.transform, self.batch_size, num_workers=self.num_workers)
-        with tqdm(total=len(dataset), disable=not self.progress, desc="evaluate", unit="image") as bar:
+        with tqdm(total=len(dataset), disable=None if self.progress else True, desc="evaluate", unit="image") as bar:
             for batch in batches:
                 unreadable += batch.unreadable
                 bar.update(len(batch) + len(batch.unreadable))
@@ -117,6 +124,7 @@ class Evaluator:
                 scores.append(logits)
                 rows.append(batch.rows.numpy())
                 ids += batch.ids
+        model.train(training)
         if not scores:
             raise ValueError(
                 f"dataset must have readable images, none of {len(dataset)} could be read; first: {unreadable[0][1]}"
@@ -164,9 +172,10 @@ def evaluate_scores(
     Raises:
         ValueError: if arrays, vocabulary and protocol do not fit.
     """
-    if scores.shape[1:] != (len(vocabulary),):
+    if scores.shape[1:] != (len(vocabulary),) or targets.shape != scores.shape:
         raise ValueError(
-            f"scores must be (M, {len(vocabulary)}), one column a word, got {scores.shape}; use the same vocabulary"
+            f"scores and targets must be (M, {len(vocabulary)}), one column a word, got {scores.shape} and "
+            f"{targets.shape}; use the same images and vocabulary"
         )
     return {part: _evaluate_part(part, scores, targets, vocabulary, protocol) for part in protocol.parts}
 
@@ -178,6 +187,11 @@ def _evaluate_part(
     scores, targets = scores[:, labels], targets[:, labels]
     if not protocol.keep_unlabelled:
         labelled = (targets == 1).any(1)
+        if not labelled.any():
+            raise ValueError(
+                f"targets must have images with a ranked word when keep_unlabelled=False, none of {len(targets)} has "
+                f"in {part}; use keep_unlabelled=True"
+            )
         scores, targets = scores[labelled], targets[labelled]
     aps = average_precision(scores, targets, protocol.average_precision)
     seen = vocabulary.is_seen[labels]
@@ -233,12 +247,6 @@ def make_sample(
     return Sample(
         item["id"], picture, tuple(overlay(picture, m) for m in maps[:2]), words, tuple(scores.tolist()), present
     )
-
-
-def _targets_of(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    from zsmld.datasets import dense_targets
-
-    return dense_targets(dataset)[rows]
 
 
 def _external_knowledge(model: ZeroShotClassifier) -> list[str]:

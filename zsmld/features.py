@@ -62,7 +62,7 @@ class FeatureDataset:
 
     def select(self, rows: Sequence[int] | np.ndarray, split: str | None = None) -> "FeatureDataset":
         """Some of the images, as another split."""
-        rows = np.asarray(rows)
+        rows = np.arange(len(self))[np.asarray(rows)]  # positions, also of a boolean mask
         return FeatureDataset(
             self.spatial_embeddings[torch.from_numpy(rows)],
             self.targets[rows],
@@ -71,6 +71,7 @@ class FeatureDataset:
             self.name,
             split or self.split,
             self.missing,
+            self.unreadable,
         )
 
     def __repr__(self) -> str:
@@ -109,7 +110,7 @@ def extract_features(
     image_encoder = image_encoder.to(resolved).eval()
     parts, rows, ids, unreadable = [], [], [], []
     batches = load_batches(dataset, image_encoder.transform, batch_size, num_workers=num_workers)
-    with tqdm(total=len(dataset), disable=not progress, desc="image features", unit="image") as bar:
+    with tqdm(total=len(dataset), disable=None if progress else True, desc="image features", unit="image") as bar:
         for batch in batches:
             unreadable += batch.unreadable
             bar.update(len(batch) + len(batch.unreadable))

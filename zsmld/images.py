@@ -7,7 +7,6 @@ An image encoder is named by a spec string:
 """
 
 import difflib
-import inspect
 import io
 import math
 from dataclasses import asdict, dataclass
@@ -141,6 +140,7 @@ class ImageEncoder(nn.Module):
             interpolation=interpolation or own["interpolation"],
             resize=resize,
         )
+        self.body.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
         self._probe()
 
     def _build_timm(
@@ -167,8 +167,9 @@ class ImageEncoder(nn.Module):
             raise FileNotFoundError(
                 f"checkpoint_path must be an existing file, not found: {checkpoint_path}; correct it"
             )
+        options["pretrained"] = pretrained and checkpoint_path is None
         try:
-            self.body = timm.create_model(name, pretrained=pretrained and checkpoint_path is None, **options)
+            self.body = _create_timm(name, options | ({} if image_size is None else {"img_size": image_size}))
         except RuntimeError as error:
             if "Unknown model" not in str(error):
                 raise
@@ -177,13 +178,7 @@ class ImageEncoder(nn.Module):
         if is_folder:  # what a checkpoint stores must mean something where this folder is not
             self.spec = f"timm:{self.body.pretrained_cfg['architecture']}"
         own = resolve_model_data_config(self.body)
-        own["image_size"] = own["input_size"][1]
-        if image_size is not None and image_size != own["image_size"]:
-            if _takes_argument(self.body, "img_size"):  # transformers fix their grid at creation
-                self.body = timm.create_model(
-                    name, pretrained=pretrained and checkpoint_path is None, img_size=image_size, **options
-                )
-            own["image_size"] = image_size
+        own["image_size"] = image_size or own["input_size"][1]
         if checkpoint_path is not None:
             _load_timm_checkpoint(self.body, Path(checkpoint_path))
         return own
@@ -245,7 +240,7 @@ class ImageEncoder(nn.Module):
                 f"images must be (B, 3, {self.transform.image_size}, {self.transform.image_size}), got "
                 f"{tuple(images.shape)}; pass each through image_encoder.transform"
             )
-        embeddings = self._map(images)
+        embeddings = self._map(images.contiguous(memory_format=torch.channels_last))
         return embeddings.flatten(1, 2) if embeddings.ndim == 4 else embeddings  # (B,S,C)
 
     def _map(self, images: Tensor) -> Tensor:
@@ -255,12 +250,10 @@ class ImageEncoder(nn.Module):
             return found if found.ndim == 3 else found.permute(0, 2, 3, 1)
         if self.stage is not None:
             found = self.body(images)[-1]
-            channels = self.body.feature_info.channels()[-1]
-            channels_last = found.shape[1] != channels
         else:
             found = self.body.forward_features(images)
-            channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         if isinstance(found, Tensor) and found.ndim == 4:
+            channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
             return found if channels_last else found.permute(0, 2, 3, 1)
         if isinstance(found, Tensor) and found.ndim == 3:
             return found[:, getattr(self.body, "num_prefix_tokens", 0) :]  # class and register tokens are no positions
@@ -280,8 +273,16 @@ class ImageEncoder(nn.Module):
         return f"ImageEncoder({self.spec!r}, {self.transform.image_size}px -> {rows}x{columns} of {self.encoder_dim})"
 
 
-def _takes_argument(body: nn.Module, name: str) -> bool:
-    return name in inspect.signature(type(body).__init__).parameters
+def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:
+    """A timm model; transformers fix their grid at creation and take `img_size`, the others do not know it."""
+    import timm
+
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, **{key: value for key, value in options.items() if key != "img_size"})
 
 
 def _load_timm_checkpoint(body: nn.Module, path: Path) -> None:

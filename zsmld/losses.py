@@ -4,6 +4,7 @@ Every loss computes in fp32 whatever comes in, and returns the sum over words an
 the mean over images of the sum over words ("mean", which does not change with the batch size).
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -81,10 +82,15 @@ def build_loss(name: str, **options: float | str) -> Loss:
     """The loss of that name with its options bound, as `loss(logits, targets)`.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name or option.
     """
     if name not in _LOSSES:
         raise ValueError(f"loss must be one of {sorted(_LOSSES)}, got {name!r}; correct the name")
+    known = set(inspect.signature(_LOSSES[name]).parameters) - {"logits", "targets"}
+    if set(options) - known:
+        raise ValueError(
+            f"options of loss {name!r} must be among {sorted(known)}, got {sorted(set(options) - known)}; correct them"
+        )
     return partial(_LOSSES[name], **options)
 
 

@@ -48,7 +48,9 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, method: AveragePr
 def _exact_average_precision(scores: np.ndarray, present: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
-    last_of_tie = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # thresholds: one for each distinct score
+    last_of_tie = np.append(
+        np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1
+    )  # thresholds: one for each distinct score
     true_positives = np.cumsum(present[order])[last_of_tie]
     precision = true_positives / (last_of_tie + 1)
     return float(np.sum(np.diff(true_positives, prepend=0) * precision) / true_positives[-1])
@@ -122,6 +124,8 @@ def chance_average_precision(targets: np.ndarray) -> np.ndarray:
 
 def _check(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, targets = np.asarray(scores), np.asarray(targets)
+    if not np.issubdtype(scores.dtype, np.floating):
+        scores = scores.astype(np.float64)  # integers would wrap around when negated
     if scores.ndim != 2 or scores.shape != targets.shape or not scores.size:
         raise ValueError(
             f"scores and targets must both be (M, N) and not empty, got {scores.shape} and {targets.shape}; "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zsmld.decoder import MLDecoder
 from zsmld.images import ImageEncoder
-from zsmld.text import TextEncoder
+from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
 
 _FORMAT = 1
@@ -210,7 +210,7 @@ class ZeroShotClassifier(nn.Module):
         if not isinstance(config, dict) or config.get("format") != _FORMAT:
             found = config.get("format") if isinstance(config, dict) else type(config).__name__
             raise ValueError(f"checkpoint {folder} must have format {_FORMAT}, got {found}; update zsmld")
-        model = _from_config(cls, config, folder)
+        model, vocabulary = _from_config(cls, config, folder)
         word_embeddings = tensors.pop("word_embeddings", None)
         own = model.state_dict()
         missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
@@ -222,9 +222,9 @@ class ZeroShotClassifier(nn.Module):
                 f"save it again"
             )
         model.load_state_dict(tensors)
-        if config["vocabulary"] is not None:
-            model.remember_words(Vocabulary.from_dict(config["vocabulary"]), word_embeddings)
-        return model.to(device).eval()
+        if vocabulary is not None:
+            model.remember_words(vocabulary, word_embeddings)
+        return model.to(resolve_device(device)).eval()
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for p in self.parameters()) / 1e6
@@ -283,16 +283,19 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _from_config(cls: type[ZeroShotClassifier], config: dict[str, Any], folder: Path) -> ZeroShotClassifier:
+def _from_config(
+    cls: type[ZeroShotClassifier], config: dict[str, Any], folder: Path
+) -> tuple[ZeroShotClassifier, Vocabulary | None]:
     try:
         image_encoder = ImageEncoder(pretrained=False, **config["image_encoder"])
         decoder = MLDecoder(**config["decoder"])
         model = cls(image_encoder, decoder, recipe=config["recipe"])
         model.text_encoder = config["text_encoder"]["spec"]
         model.text_encoder_identity = config["text_encoder"]["identity"]
+        vocabulary = None if config["vocabulary"] is None else Vocabulary.from_dict(config["vocabulary"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {folder} must have a complete {_CONFIG}, got {error}; save it again") from error
-    return model
+    return model, vocabulary
 
 
 def _local_folder(path_or_hub_id: str | Path, revision: str | None) -> Path:

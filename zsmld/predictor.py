@@ -14,7 +14,7 @@ from zsmld.datasets.loader import load_batches
 from zsmld.images import ImageSource, load_image
 from zsmld.model import ZeroShotClassifier
 from zsmld.text import TextEncoder, resolve_device
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_templates, check_words
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -87,7 +87,7 @@ class Predictor:
         self._text_encoder = text_encoder
         if templates is None:
             templates = model.vocabulary.templates if model.vocabulary is not None else DEFAULT_TEMPLATES
-        self._templates = tuple(templates)
+        self._templates = check_templates(templates)
         self._compiled: tuple[Tensor, ...] | None = None  # the query side of the vocabulary; None for class queries
         if words is None:
             if model.vocabulary is None:
@@ -101,9 +101,7 @@ class Predictor:
         if self.model.decoder.text_dim is None:
             self._set_classes(words)
             return
-        known = self.model.vocabulary
-        seen = [word for word in words if known is not None and word in known.seen]
-        vocabulary = Vocabulary(words, seen=seen, templates=self._templates)
+        vocabulary = self._partitioned(words)
         # Both are replaced together, at the end: a word that cannot be encoded leaves the predictor as it was.
         compiled = self._compile(self._encode(vocabulary))
         self.vocabulary, self._compiled = vocabulary, compiled
@@ -114,11 +112,11 @@ class Predictor:
         Raises:
             ValueError: if a word is already there, or in class mode.
         """
-        vocabulary = self.vocabulary.add(words)
         if self.model.decoder.text_dim is None:
             raise ValueError(
                 "words cannot be added in class mode, the classes are fixed; train a head with word queries"
             )
+        vocabulary = self._partitioned(self.vocabulary.add(words).words)
         new = vocabulary.select(vocabulary.words[len(self.vocabulary) :])
         fresh = self._compile(self._encode(new))
         assert self._compiled is not None  # word mode
@@ -172,7 +170,7 @@ class Predictor:
         for batch_sources, scores, errors in self._stream(sources):
             done = 0
             for position, source in enumerate(batch_sources):
-                path = str(source) if isinstance(source, (str, Path)) else None
+                path = _path(source)
                 if position in errors:
                     yield Prediction(path, error=errors[position])
                     continue
@@ -199,7 +197,7 @@ class Predictor:
         rows, failed = [], []
         for sources, scores, errors in self._stream(list_images(images)):
             rows.append(scores)
-            failed += [Prediction(str(sources[position]), error=error) for position, error in errors.items()]
+            failed += [Prediction(_path(sources[position]), error=error) for position, error in errors.items()]
         return (np.concatenate(rows) if rows else np.empty((0, len(self.vocabulary)), np.float32)), failed
 
     @torch.no_grad()
@@ -209,7 +207,8 @@ class Predictor:
         batches = load_batches(
             images, self.model.image_encoder.transform, self.batch_size, num_workers=self.num_workers
         )
-        for start, batch in zip(range(0, len(sources), self.batch_size), batches, strict=True):
+        for number, batch in enumerate(batches):
+            start = number * self.batch_size
             part = sources[start : start + self.batch_size]
             errors = {int(row) - start: error for row, error in batch.unreadable}
             scores = np.empty((0, len(self.vocabulary)), np.float32)
@@ -239,6 +238,12 @@ class Predictor:
         if new and self._text_encoder is None and self.model.text_encoder is not None:
             self._text_encoder = self.model.build_text_encoder(str(self.device))
         return self.model.encode_words(vocabulary, self._text_encoder)
+
+    def _partitioned(self, words: tuple[str, ...]) -> Vocabulary:
+        """Words as seen or unseen as the model has them."""
+        known = self.model.vocabulary
+        seen = [word for word in words if known is not None and word in known and known.is_seen[known.index(word)]]
+        return Vocabulary(words, seen=seen, templates=self._templates)
 
     def _set_classes(self, words: tuple[str, ...]) -> None:
         known = self.model.vocabulary
@@ -283,6 +288,10 @@ def list_images(images: Any) -> list[ImageSource | Tensor]:
         is_group = isinstance(image, (str, Path)) and (Path(image).is_dir() or any(c in str(image) for c in "*?["))
         listed += list_images(image) if is_group else [image]
     return listed
+
+
+def _path(source: Any) -> str | None:
+    return str(source) if isinstance(source, (str, Path)) else None
 
 
 class _Sources:

@@ -1,13 +1,15 @@
 """Protocol: which images, which words, which policies. Every figure in a report stands beside its protocol."""
 
 import difflib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from zsmld.metrics import AveragePrecision, EmptyWords
 from zsmld.vocabulary import Vocabulary
+
+_POLICIES = ("keep_unlabelled", "empty_words", "average_precision", "top_k")
 
 Task = Literal["zsl", "gzsl", "supervised"]
 
@@ -18,8 +20,8 @@ class Protocol:
 
     Args:
         name: what reports call it.
-        task: "zsl" ranks the unseen words, "gzsl" all words jointly (and writes ZSL too), "supervised" all words of a
-            vocabulary without unseen ones.
+        task: "zsl" ranks the unseen words, "gzsl" all words jointly (and writes ZSL too), "supervised" all words,
+            whatever their partition.
         num_seen: seen words the dataset must have; None for any number.
         num_unseen: unseen words likewise.
         keep_unlabelled: keep test images that have none of the ranked words.
@@ -48,7 +50,7 @@ class Protocol:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}; correct it")
-        if not self.top_k or any(k < 1 for k in self.top_k):
+        if not isinstance(self.top_k, (tuple, list)) or not self.top_k or any(k < 1 for k in self.top_k):
             raise ValueError(f"top_k must be positive numbers, got {self.top_k}; write for instance (3, 5)")
 
     @classmethod
@@ -61,6 +63,9 @@ class Protocol:
         if name not in PROTOCOLS:
             near = difflib.get_close_matches(name, PROTOCOLS, 3) or sorted(PROTOCOLS)
             raise ValueError(f"protocol must be a known one, got {name!r}; did you mean one of {near}?")
+        unknown = sorted(set(policies) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"policies must be among {list(_POLICIES)}, got {unknown}; correct the names")
         return replace(PROTOCOLS[name], **policies)
 
     @property
@@ -77,8 +82,9 @@ class Protocol:
         counts = (len(vocabulary.seen), len(vocabulary.unseen))
         expected = (self.num_seen, self.num_unseen)
         if any(e is not None and c != e for c, e in zip(counts, expected, strict=True)):
+            seen, unseen = ("any number of" if e is None else e for e in expected)
             raise ValueError(
-                f"protocol {self.name} needs {expected[0]} seen and {expected[1]} unseen words, the dataset has "
+                f"protocol {self.name} needs {seen} seen and {unseen} unseen words, the dataset has "
                 f"{counts[0]} and {counts[1]}; use its partition"
             )
         if part != "supervised" and 0 in counts:
@@ -91,7 +97,7 @@ class Protocol:
     def policies(self) -> dict[str, Any]:
         """Every policy by name, for the report."""
         state = asdict(self)
-        return {key: state[key] for key in ("task", "keep_unlabelled", "empty_words", "average_precision", "top_k")}
+        return {key: state[key] for key in ("task", *_POLICIES)}
 
 
 def _both(dataset: str, num_seen: int | None, num_unseen: int | None, variant: str = "") -> list[Protocol]:

@@ -188,7 +188,9 @@ class Recipe:
         Raises:
             ValueError: if the vocabulary does not fit it.
         """
-        protocol = Protocol.named(**{"name": "gzsl" if vocabulary.unseen else "supervised", **self.protocol})
+        policies = {key: value for key, value in self.protocol.items() if key != "name"}
+        name = self.protocol.get("name") or ("gzsl" if vocabulary.unseen else "supervised")
+        protocol = Protocol.named(name, **policies)
         for part in protocol.parts:
             protocol.ranked_labels(part, vocabulary)
         return protocol
@@ -205,12 +207,12 @@ class Recipe:
             "protocol": Protocol,
         }
         name = self.dataset.get("name") if isinstance(self.dataset, dict) else None
-        if name in DATASETS:
+        if isinstance(name, str) and name in DATASETS:
             targets["dataset"] = DATASETS[name]
         else:
             problems.append(_unknown(name, sorted(DATASETS), "dataset.name"))
         protocol = self.protocol.get("name") if isinstance(self.protocol, dict) else None
-        if protocol is not None and protocol not in PROTOCOLS:
+        if protocol is not None and not (isinstance(protocol, str) and protocol in PROTOCOLS):
             problems.append(_unknown(protocol, sorted(PROTOCOLS), "protocol.name"))
         return targets
 

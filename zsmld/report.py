@@ -45,6 +45,7 @@ class Report:
         protocols: "zsl", "gzsl" or "supervised" -> figures, as in `report.json`.
         model: what was evaluated.
         dataset: on what.
+        external_knowledge: what besides the labels of seen words touched the words.
         versions: of the packages that decide the numbers.
         protocol_name: for instance "nus_wide_gzsl".
         vocabulary: column order of `scores` and `targets`.
@@ -57,6 +58,7 @@ class Report:
     protocols: dict[str, dict[str, Any]]
     model: dict[str, Any]
     dataset: dict[str, Any]
+    external_knowledge: list[str]
     versions: dict[str, str]
     protocol_name: str
     vocabulary: Vocabulary
@@ -72,13 +74,14 @@ class Report:
             "protocols": self.protocols,
             "model": self.model,
             "dataset": self.dataset,
+            "external_knowledge": self.external_knowledge,
             "versions": self.versions,
         }
 
     def to_markdown(self) -> str:
         """The headline table, with chance, and what it was computed on."""
         lines = [f"Protocol {self.protocol_name} on {self.dataset['name']} ({self.dataset['split']})", ""]
-        columns = ["", "words", "images", "labels/image", "mAP", "chance", *self._f1_names()]
+        columns = self._columns()
         rows = [columns, ["---"] + ["---:"] * (len(columns) - 1), *([row[0], *row[1:]] for row in self._headline())]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         if self.dataset["num_unreadable"]:
@@ -87,7 +90,7 @@ class Report:
 
     def to_text(self) -> str:
         """The headline table for a terminal."""
-        columns = ["", "words", "images", "labels/image", "mAP", "chance", *self._f1_names()]
+        columns = self._columns()
         rows = [columns, *self._headline()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
         return "\n".join(
@@ -98,9 +101,7 @@ class Report:
     def to_html(self) -> str:
         """One self-contained page: headline, plots, sample images with where the head looked, every word."""
         main = list(self.protocols)[-1]  # the part with the most words
-        head = self._html_table(
-            ["", "words", "images", "labels/image", "mAP", "chance", *self._f1_names()], self._headline()
-        )
+        head = self._html_table(self._columns(), self._headline())
         policies = self._html_table(
             ["policy", *self.protocols],
             [
@@ -121,7 +122,8 @@ class Report:
                 for word, figures in words
             ],
         )
-        facts = "; ".join(f"{key}: {value}" for key, value in self.model.items())
+        facts = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in self.model.items())
+        facts += "; external knowledge: " + ", ".join(self.external_knowledge or ["none"])
         unreadable = "".join(
             f"<li>{html.escape(entry['id'])}: {html.escape(entry['error'])}</li>"
             for entry in self.dataset["unreadable"]
@@ -158,15 +160,19 @@ class Report:
 
     # ------------------------------------------------------------------------------------------------------- parts
 
-    def _f1_names(self) -> list[str]:
-        first = next(iter(self.protocols.values()))
-        return [f"F1@{key.removeprefix('f1_at_')}" for key in first if key.startswith("f1_at_")]
+    def _f1_keys(self) -> list[str]:
+        widest = list(self.protocols.values())[-1]  # a part with few words may not have the larger K
+        return [key for key in widest if key.startswith("f1_at_")]
+
+    def _columns(self) -> list[str]:
+        f1 = [f"F1@{key.removeprefix('f1_at_')}" for key in self._f1_keys()]
+        return ["", "words", "images", "labels/image", "mAP", "chance", *f1]
 
     def _headline(self) -> list[list[str]]:
         rows = []
         for name, figures in self.protocols.items():
             common = [str(figures["num_images"]), f"{figures['labels_per_image']:.3f}"]
-            f1 = [f"{100 * value:.1f}" for key, value in figures.items() if key.startswith("f1_at_")]
+            f1 = [_percent(figures[key]) if key in figures else "" for key in self._f1_keys()]
             title = {"zsl": "ZSL (unseen words)", "gzsl": "GZSL (all words)", "supervised": "supervised"}[name]
             mean_ap, chance = figures["mean_average_precision"], figures["chance_mean_average_precision"]
             rows.append([title, str(figures["num_words"]), *common, _percent(mean_ap), _percent(chance), *f1])
@@ -223,6 +229,8 @@ class Report:
         for name, group, colour in self._groups():
             scores, present = self.scores[:, group], self.targets[:, group] == 1
             known = self.targets[:, group] != -1
+            if not known.any():
+                continue
             recall, precision = _micro_curve(scores[known], present[known])
             curve.plot(100 * recall, 100 * precision, color=colour, label=name)
             for values, style in ((scores[known & present], "solid"), (scores[known & ~present], "dotted")):
@@ -244,7 +252,7 @@ class Report:
         for axes in (curve, histogram):
             axes.legend(fontsize=7, frameon=False)
         handles = [bars.plot([], [], "s", color=c, label=n)[0] for n, _, c in self._groups()]
-        bars.legend(handles=handles, fontsize=7, frameon=False, loc="upper right")
+        bars.legend(handles=handles, fontsize=7, loc="lower left", framealpha=0.9, edgecolor="none")
         for axes in (bars, curve, histogram):
             axes.spines[["top", "right"]].set_visible(False)
         buffer = io.BytesIO()

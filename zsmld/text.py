@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sqlite3
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +101,8 @@ class TextEncoder:
             ValueError: if a word-vector file has no vector for a text.
         """
         texts = list(texts)
+        if not texts:
+            raise ValueError("texts must have at least one text, got none; give the texts to encode")
         found = self._read_cache(texts)
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
@@ -149,10 +152,15 @@ class TextEncoder:
         connection.execute("CREATE TABLE IF NOT EXISTS embeddings (text TEXT PRIMARY KEY, embedding BLOB)")
         return connection
 
+    @property
+    def _cached(self) -> bool:
+        """Random weights must never be cached, and a look-up in a file of word vectors is as fast as one in a cache."""
+        return self.pretrained and self._kind != "vectors"
+
     def _read_cache(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        if not self.pretrained:
-            return found
+        if not self._cached:
+            return {}
+        blobs: dict[str, bytes] = {}
         try:
             connection = self._connect()
             try:
@@ -160,17 +168,18 @@ class TextEncoder:
                     part = texts[start : start + 500]
                     marks = ",".join("?" * len(part))
                     query = f"SELECT text, embedding FROM embeddings WHERE text IN ({marks})"
-                    found.update(
-                        (text, np.frombuffer(blob, np.float32)) for text, blob in connection.execute(query, part)
-                    )
+                    blobs.update(connection.execute(query, part))
             finally:
                 connection.close()
         except (OSError, sqlite3.Error) as error:
             warnings.warn(f"cache of word embeddings not read from {self._cache_dir}: {error}", stacklevel=2)
-        return found
+        # All embeddings of an encoder have one width; a row of another is damaged and is made again.
+        sizes = Counter(len(blob) for blob in blobs.values() if len(blob) % 4 == 0)
+        width = max(sizes, key=lambda size: (sizes[size], size), default=0)
+        return {text: np.frombuffer(blob, np.float32) for text, blob in blobs.items() if len(blob) == width}
 
     def _write_cache(self, fresh: dict[str, np.ndarray]) -> None:
-        if not self.pretrained:
+        if not self._cached:
             return
         try:
             connection = self._connect()
@@ -333,7 +342,9 @@ def _read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
             if number == 1 and len(parts) == 2 and all(part.isdigit() for part in parts):
                 width = int(parts[1])  # word2vec and fastText open with "count width"
                 continue
-            width = width or len(parts) - 1
+            if not line.strip():
+                continue
+            width = width or max(1, len(parts) - 1)
             try:
                 # From the right: a few GloVe words hold spaces themselves.
                 vector = np.array(parts[-width:], np.float32)

@@ -17,7 +17,7 @@ from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets import Dataset, dense_targets
 from zsmld.datasets.loader import Batch, load_batches
 from zsmld.evaluator import score_batch
-from zsmld.features import extract_features
+from zsmld.features import FeatureDataset, extract_features
 from zsmld.losses import build_loss
 from zsmld.metrics import average_precision, mean_average_precision
 from zsmld.model import ZeroShotClassifier
@@ -134,6 +134,15 @@ class Trainer:
         Raises:
             ValueError: if the loss becomes NaN or infinite, or no image can be read; what was saved stays.
         """
+        num_threads = torch.get_num_threads()
+        try:
+            if self.num_workers:  # a core for each worker: threads that wait for each other's cores are far slower
+                torch.set_num_threads(max(1, num_threads - self.num_workers))
+            return self._fit()
+        finally:
+            torch.set_num_threads(num_threads)
+
+    def _fit(self) -> ZeroShotClassifier:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from timm.utils.model_ema import ModelEmaV3
@@ -165,9 +174,8 @@ class Trainer:
         best = -math.inf
         best_weights: dict[str, Tensor] = {}
         step = 0
-        bar = tqdm(
-            total=total_steps, disable=not (self.progress and accelerator.is_main_process), desc="train", unit="step"
-        )
+        shown = self.progress and accelerator.is_main_process
+        bar = tqdm(total=total_steps, disable=None if shown else True, desc="train", unit="step")  # None: on a terminal
         for epoch in range(1, self.epochs + 1):
             self._train_mode()
             started, num_images, total_loss = time.perf_counter(), 0, 0.0
@@ -191,7 +199,7 @@ class Trainer:
                     optimizer.zero_grad()
                     total_loss += loss.item() * len(batch)
                     num_images += len(batch)
-                scheduler.step()
+                    scheduler.step()
                 step += 1
                 if ema is not None:
                     ema.update(model, step=step)
@@ -217,8 +225,10 @@ class Trainer:
                     self._save(best_weights)
             if accelerator.is_main_process:
                 self._log(record)
-            bar.write(_one_line(record)) if not bar.disable else None
+            if shown:
+                tqdm.write(_one_line(record))
         bar.close()
+        accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # the model leaves as it came, without autocast
         model.load_state_dict(best_weights)
         return model.eval()
 
@@ -275,7 +285,7 @@ class Trainer:
         encoder = self.model.image_encoder
 
         def cached(dataset: Any) -> Any:
-            if dataset is None or "spatial_embeddings" in dataset[0]:
+            if dataset is None or isinstance(dataset, FeatureDataset):
                 return dataset
             features = extract_features(
                 encoder, dataset, self.device, num_workers=self.num_workers, progress=self.progress
@@ -341,6 +351,10 @@ class Trainer:
             if len(batch):
                 scores.append(score_batch(model, batch, words, device))
                 rows.append(batch.rows.numpy())
+        if not rows:
+            raise ValueError(
+                f"val_dataset must have readable images, none of {len(dataset)} could be read; check its paths"
+            )
         targets = dense_targets(dataset, labels)[np.concatenate(rows)]
         aps = average_precision(np.concatenate(scores), targets)
         heldout = ~np.isin(labels, self._labels)

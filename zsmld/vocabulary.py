@@ -150,7 +150,7 @@ def check_templates(templates: Iterable[str] | Sequence[str]) -> tuple[str, ...]
     if isinstance(templates, str):
         raise TypeError(f"templates must be a list, got the text {templates!r}; write [{templates!r}]")
     templates = tuple(templates)
-    wrong = [t for t in templates if not isinstance(t, str) or t.count("{}") != 1 or t.count("{") != 1]
+    wrong = [t for t in templates if not isinstance(t, str) or (t.count("{}"), t.count("{"), t.count("}")) != (1, 1, 1)]
     if wrong or not templates:
         raise ValueError(f"templates must be sentences with one {{}} each, got {wrong[:3]}; write 'a photo of a {{}}.'")
     return templates

@@ -84,13 +84,13 @@ class _Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         try:
             item = self.dataset[row]
-            if "spatial_embeddings" in item:
-                return {**item, "inputs": item["spatial_embeddings"], "row": row}
-            image = item.pop("image")
-            return {**item, "inputs": image if self.transform is None else self.transform(image), "row": row}
         except (OSError, ValueError) as error:
             image_id = self.dataset.ids[row] if hasattr(self.dataset, "ids") else str(row)
             return {"error": str(error), "id": image_id}
+        inputs = item["spatial_embeddings"] if "spatial_embeddings" in item else item["image"]
+        if self.transform is not None and "image" in item:
+            inputs = self.transform(inputs)
+        return {"inputs": inputs, "targets": item["targets"], "id": item["id"], "row": row}
 
 
 def _collate(items: list[dict[str, Any]]) -> Batch:

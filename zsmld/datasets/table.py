@@ -85,12 +85,16 @@ class Table:
                 f"{frame[image_column][frame[image_column].duplicated()].iloc[0]!r}; merge their words"
             )
         cells = _split_cells(frame[words_column], separator, path)
+        if partition is not None and words is not None:
+            raise ValueError(
+                "words must be left out beside partition, got both; the partition's words are the vocabulary"
+            )
         if partition is not None:
             seen, unseen = _read_partition(partition)
             self.vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates)
         else:
             self.vocabulary = Vocabulary(
-                words or sorted({word for cell in cells for word in cell}), templates=templates
+                words if words is not None else sorted({word for cell in cells for word in cell}), templates=templates
             )
         self.unknown_words = Counter(word for cell in cells for word in cell if word not in self.vocabulary)
         if self.unknown_words and partition is None:
@@ -100,9 +104,8 @@ class Table:
 
         rows = _rows_of_split(frame, split, val_fraction, test_fraction, seed)
         if not len(rows):
-            raise ValueError(
-                f"split {split!r} of {path} must have rows, got none of {len(frame)}; change the fractions"
-            )
+            what = "the values of its split column" if "split" in frame.columns else "val_fraction and test_fraction"
+            raise ValueError(f"split {split!r} of {path} must have rows, got none of {len(frame)}; change {what}")
         self.ids = [str(frame[image_column].iloc[row]) for row in rows]
         pairs = [
             (i, self.vocabulary.index(word))
@@ -129,12 +132,22 @@ class Table:
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"path must be an existing table, not found: {path}; correct the path")
-    if path.suffix in (".csv", ".tsv"):
-        frame = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
-    elif path.suffix in (".jsonl", ".ndjson"):
-        frame = pd.read_json(path, lines=True, dtype=False)
-    else:
+    try:
+        if path.suffix in (".csv", ".tsv"):
+            frame = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
+        elif path.suffix in (".jsonl", ".ndjson"):
+            frame = pd.read_json(path, lines=True, dtype=False)
+        else:
+            frame = None
+    except ValueError as error:  # pandas' own kinds are ValueErrors
+        raise ValueError(f"{path} must be a readable table, it is not: {error}; repair it") from error
+    if frame is None:
         raise ValueError(f"path must end in .csv, .tsv or .jsonl, got {path.name}; convert or rename it")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took a first field too many for row names
+        raise ValueError(
+            f"{path} must have as many fields in each row as columns, got more; quote the words of a row or "
+            f"join them with |"
+        )
     if frame.empty:
         raise ValueError(f"{path} must have at least one row, got none; fill it")
     return frame
@@ -172,8 +185,12 @@ def _split_cells(column: pd.Series, separator: str | None, path: Path) -> list[l
                 f"pass separator={found[0]!r} or another"
             )
         separator = found[0] if found else "|"
-    cells = [cell if isinstance(cell, list) else str(cell).split(separator) for cell in column]
+    cells = [cell if isinstance(cell, list) else _text(cell).split(separator) for cell in column]
     return [[word for word in (str(word).strip() for word in cell) if word] for cell in cells]
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None or cell != cell else str(cell)  # a missing JSONL value is None or NaN
 
 
 def _read_partition(partition: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

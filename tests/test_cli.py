@@ -1,0 +1,277 @@
+"""The command line, run in this process."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+import zsmld
+from zsmld.cli import _parser, main
+from zsmld.recipe import recipe_names
+
+VERBS = sorted(next(a for a in _parser()._actions if a.dest == "verb").choices)
+
+
+@pytest.fixture(scope="module")
+def model_folder(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    make_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(photos: Path, vectors_path: Path) -> Path:
+    """A recipe that trains a tiny model on the photos in about a second."""
+    content = {
+        "dataset": {"name": "table", "path": str(photos / "photos.csv"), "partition": str(photos / "partition.json")},
+        "image_encoder": {"spec": "timm:test_resnet", "pretrained": False, "image_size": 64},
+        "text_encoder": f"vectors:{vectors_path}",
+        "decoder": {"decoder_dim": 32, "num_heads": 4, "feedforward_dim": 64},
+        "trainer": {"epochs": 2, "batch_size": 4, "steps_per_epoch": 2, "device": "cpu", "holdout_words": 0.25},
+    }
+    path = photos.parent / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- help, version, recipes
+
+
+def test_verbs_are_there() -> None:
+    assert {"demo", "predict", "train", "evaluate", "recipes"} <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0 and f"usage: zsmld {verb}" in shown and f"example:\n  zsmld {verb}" in shown
+
+
+def test_no_verb_welcomes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("zsmld scores images against any list of words.") and "zsmld predict photos/" in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"zsmld {zsmld.__version__}\n"
+
+
+def test_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["predikt"])
+    assert caught.value.code == 2 and "predikt" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_with_their_headers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    for name in recipe_names():
+        assert f"{name}\n  source:" in shown
+    assert shown.count("  command:") == len(recipe_names())
+
+
+def test_recipes_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", "custom"]) == 0
+    assert (tmp_path / "custom.yaml").read_text().startswith("# Source: ")
+    assert "zsmld train custom.yaml" in capsys.readouterr().out
+    assert main(["recipes", "copy", "custom"]) == 2
+    assert "custom.yaml must not exist yet, it does" in capsys.readouterr().err
+    for name in ("custm", None):
+        assert main(["recipes", "copy", *([name] if name else [])]) == 2
+        assert f"name must be one of {recipe_names()}, got {name!r}" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ predict
+
+
+def test_predict_on_the_screen(model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(photos / "images" / "000.png")
+    assert main(["predict", image, "--model", str(model_folder), "--words", "dog, zebra,red car", "--top-k", "2"]) == 0
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    assert line.startswith(f"{image}  ") and err == ""
+    ranked = line.removeprefix(f"{image}  ").split("  ")
+    assert len(ranked) == 2 and {entry.rsplit(" ", 1)[0] for entry in ranked} <= {"dog", "zebra", "red car"}
+    assert main(["predict", image, "--model", str(model_folder), "--threshold", "1"]) == 0
+    assert "(no word reaches the threshold)" in capsys.readouterr().out
+
+
+def test_predict_jsonl_is_a_record_a_line(model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "tags.jsonl"
+    assert main(["predict", str(photos / "images"), "--model", str(model_folder), "--output", str(output)]) == 0
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [Path(record["path"]).name for record in records] == [f"{i:03d}.png" for i in range(24)]
+    for record in records:
+        assert list(record) == ["path", "words", "scores", "labels", "error"] and record["error"] is None
+        assert len(record["words"]) == 5 and record["scores"] == sorted(record["scores"], reverse=True)
+    words = zsmld.ZeroShotClassifier.from_pretrained(model_folder).vocabulary.words
+    assert all([words[label] for label in record["labels"]] == record["words"] for record in records)
+
+
+def test_predict_csv_and_an_unreadable_image(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "images" / "010.png").write_bytes(b"broken")
+    (tmp_path / "words.txt").write_text("zebra\n\ndog\n")
+    output = tmp_path / "tags.csv"
+    arguments = ["--model", str(model_folder), "--words-file", str(tmp_path / "words.txt"), "--output", str(output)]
+    assert main(["predict", str(photos / "images"), *arguments]) == 1
+    assert "1 of 24 images could not be read" in capsys.readouterr().err
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24 and list(rows[0]) == ["path", "words", "scores", "labels", "error"]
+    assert "cannot decode" in rows[10]["error"] and rows[10]["words"] == rows[10]["scores"] == ""
+    assert {tuple(sorted(row["words"].split("|"))) for i, row in enumerate(rows) if i != 10} == {("dog", "zebra")}
+    assert all(row["error"] == "" for i, row in enumerate(rows) if i != 10)
+
+
+def test_predict_shows_the_error_and_goes_on(
+    model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(photos / "images" / "000.png"), str(photos / "none.png"), str(photos / "images" / "001.png")]
+    assert main(["predict", *paths, "--model", str(model_folder)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "not found" in lines[1] and "not found" not in lines[0] + lines[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["IMAGE", "--model", "no/such/model"],
+            "model must be an existing folder or a Hub id 'owner/name', not found: no",
+        ),
+        (["IMAGE", "--model", "MODEL", "--words", "dog,dog"], "words must be distinct, got ['dog'] more than once"),
+        (["IMAGE", "--model", "MODEL", "--words", "unheard-of"], "words must have a vector in words.npz"),
+        (["IMAGE", "--model", "MODEL", "--words", "dog", "--words-file", "x"], "got --words and --words-file"),
+        (["IMAGE", "--model", "MODEL", "--words-file", "none.txt"], "none.txt"),
+        (["IMAGE", "--model", "MODEL", "--output", "tags.xlsx"], "--output must end in .jsonl or .csv, got tags.xlsx"),
+        (["IMAGE", "--model", "MODEL", "--top-k", "0"], "top_k must be at least 1 or None, got 0"),
+        (["IMAGE", "--model", "MODEL", "--threshold", "2"], "threshold must be in [0, 1], got 2.0"),
+        (["IMAGE", "--model", "MODEL", "--device", "tpu"], "device must be auto or one of"),
+        (["no/*.png", "--model", "MODEL"], "images must be an existing file, a folder with images or a glob"),
+    ],
+)
+def test_predict_refuses(
+    arguments: list[str], message: str, model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"IMAGE": str(photos / "images" / "000.png"), "MODEL": str(model_folder)}
+    assert main(["predict", *(places.get(a, a) for a in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("zsmld predict: ") and message in err and out == "" and "Traceback" not in err
+
+
+def test_a_folder_where_a_file_should_be_is_refused(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(photos / "images" / "000.png")
+    assert main(["predict", image, "--model", str(model_folder), "--words-file", str(tmp_path)]) == 2
+
+
+# -------------------------------------------------------------------------------------------------- train and evaluate
+
+
+def test_train_then_evaluate(
+    recipe_file: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", str(recipe_file), "trainer.lr=2e-4", "--output", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "of 2 was selected" in shown and f"report: {run}" in shown
+    assert len((run / "log.csv").read_text().splitlines()) == 3
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert set(report["protocols"]) == {"zsl", "gzsl"} and report["protocols"]["zsl"]["num_words"] == 2
+    model = zsmld.ZeroShotClassifier.from_pretrained(run / "model")
+    assert model.recipe["trainer"]["lr"] == 2e-4 and model.vocabulary.words == ("dog", "cat", "red car", "beach")
+
+    output = tmp_path / "report"
+    arguments = [str(run / "model"), "--output", str(output), "--samples", "1", "--device", "cpu"]
+    assert main(["evaluate", *arguments]) == 0
+    assert f"report: {output}" in capsys.readouterr().out
+    again = json.loads((output / "report.json").read_text())
+    assert again["protocols"] == report["protocols"]  # the saved model gives the figures of the trained one
+    assert (output / "report.html").is_file()
+
+    (photos / "images" / "000.png").write_bytes(b"broken")
+    assert main(["evaluate", *arguments, "--protocol", "zsl", "--split", "all"]) == 1
+    partial = json.loads((output / "report.json").read_text())
+    assert set(partial["protocols"]) == {"zsl"} and partial["protocols"]["zsl"]["num_images"] == 23
+    assert partial["dataset"]["num_unreadable"] == 1 and partial["dataset"]["unreadable"][0]["id"] == "000.png"
+    capsys.readouterr()
+    assert main(["evaluate", *arguments, "--protocol", "coco_gzsl_48_17"]) == 2
+    assert "protocol coco_gzsl_48_17 needs 48 seen and 17 unseen words" in capsys.readouterr().err
+    assert main(["evaluate", *arguments, "--protocol", "zls"]) == 2
+    assert "protocol must be a known one, got 'zls'; did you mean one of ['zsl'" in capsys.readouterr().err
+
+
+def test_print_config_is_a_recipe(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe_file), "trainer.epochs=9", "--print-config", "--output", str(tmp_path / "x")]) == 0
+    shown = capsys.readouterr().out
+    content = yaml.safe_load(shown)
+    assert content["trainer"]["epochs"] == 9 and content["trainer"]["seed"] == 0  # defaults are shown too
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "printed.yaml").write_text(shown)
+    assert main(["train", str(tmp_path / "printed.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_train_refuses_with_every_reason(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe_file), "trainer.lrr=1", "decoder.output=softmax"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("zsmld train: recipe must be valid, got:")
+    assert "trainer: unknown 'lrr'; did you mean 'lr'?" in err and "decoder.output must be" in err
+    assert main(["train", "no_such_recipe"]) == 2
+    assert "not found: no_such_recipe" in capsys.readouterr().err
+    assert main(["train", str(recipe_file), "dataset.path=none.csv"]) == 2
+    assert "path must be an existing table, not found: none.csv" in capsys.readouterr().err
+
+
+def test_train_with_an_unreadable_photo_ends_with_1(
+    recipe_file: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = zsmld.build_dataset("table", path=photos / "photos.csv", split="train").ids
+    (photos / "images" / ids[0]).write_bytes(b"broken")
+    overrides = ["trainer.steps_per_epoch=6", "dataset.test_fraction=0", "dataset.val_fraction=0"]
+    overrides += ["trainer.holdout_words=0"]
+    assert main(["train", str(recipe_file), *overrides, "--output", str(tmp_path / "run")]) == 1
+    assert f"left out {ids[0]}: image must be readable, cannot decode" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_evaluate_needs_a_recipe_in_the_model(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(model_folder)]) == 2
+    assert "must name its dataset in its recipe, it has none" in capsys.readouterr().err
+
+
+def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zsmld.Recipe, "load", interrupted)
+    assert main(["train", "custom"]) == 130
+    assert capsys.readouterr().err == "zsmld train: interrupted\n"
+
+
+def test_python_m_zsmld(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "zsmld", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == f"zsmld {zsmld.__version__}\n"
+
+
+def test_an_image_of_any_mode_is_predicted(model_folder: Path, tmp_path: Path) -> None:
+    for mode in ("1", "L", "P", "RGBA", "CMYK", "I;16"):
+        Image.new(mode, (9, 9)).save(tmp_path / f"{mode.replace(';', '')}.tiff")
+    assert main(["predict", str(tmp_path), "--model", str(model_folder), "--output", str(tmp_path / "t.jsonl")]) == 0
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 6

@@ -1,0 +1,394 @@
+"""ImageEncoder: a row-major map from every family; ImageTransform; load_image."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from zsmld import ImageEncoder
+from zsmld.images import ImageTransform, load_image
+
+# name, image size, grid (rows, columns), channels
+FAMILIES = [
+    ("resnet18", 128, 4, 512),
+    ("convnext_atto", 128, 4, 320),
+    ("vit_tiny_patch16_224", 96, 6, 192),
+    ("swin_tiny_patch4_window7_224", 128, 4, 768),
+    ("efficientnet_b0", 96, 3, 1280),
+    ("regnety_002", 96, 3, 368),
+    ("tresnet_m", 96, 3, 2048),
+    ("hgnetv2_b0", 96, 3, 1024),
+    ("lcnet_050", 96, 3, 256),
+    ("repvgg_a0", 96, 3, 1280),
+    ("mobilenetv3_small_050", 96, 3, 288),
+    ("xcit_nano_12_p16_224", 96, 6, 128),
+]
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------------------------------- every family
+
+
+@pytest.mark.parametrize(("name", "image_size", "side", "channels"), FAMILIES, ids=[f[0] for f in FAMILIES])
+@torch.no_grad()
+def test_every_family_gives_a_row_major_map(name: str, image_size: int, side: int, channels: int) -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoder(f"timm:{name}", pretrained=False, image_size=image_size).eval()
+    images = noise(2, 3, image_size, image_size)
+    found = encoder(images)
+    assert encoder.grid_size == (side, side) and encoder.encoder_dim == channels
+    assert encoder.transform.image_size == image_size
+    assert found.shape == (2, side * side, channels)
+
+    # By hand, from the network's own features: position s is row s // columns, column s % columns.
+    features = encoder.body.forward_features(images)
+    for row, column in [(0, 0), (0, side - 1), (side - 1, 0), (1, 2)]:
+        if features.ndim == 3:
+            expected = features[:, encoder.body.num_prefix_tokens + row * side + column]
+        elif name.startswith("swin"):
+            expected = features[:, row, column]
+        else:
+            expected = features[:, :, row, column]
+        torch.testing.assert_close(found[:, row * side + column], expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+@torch.no_grad()
+def test_what_changes_in_one_corner_changes_that_corner_of_the_map(name: str) -> None:
+    """Knows nothing of the code: a patch at the top right moves the top right quarter most, the bottom left least."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder(f"timm:{name}", pretrained=False, image_size=224).eval()
+    blank = torch.zeros(1, 3, 224, 224)
+    corner = blank.clone()
+    corner[:, :, :64, -64:] = 2 * noise(1, 3, 64, 64)
+    change = (encoder(corner) - encoder(blank)).norm(dim=2)[0].unflatten(0, encoder.grid_size)
+    half = encoder.grid_size[0] // 2
+    quarters = [change[:half, :half], change[:half, -half:], change[-half:, :half], change[-half:, -half:]]
+    top_left, top_right, bottom_left, bottom_right = (float(q.mean()) for q in quarters)
+    assert top_right > 1.2 * max(top_left, bottom_left, bottom_right)
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "crossvit_tiny_240", "coat_tiny"])
+def test_families_without_a_map_are_refused_by_name(name: str) -> None:
+    family = name.split("_")[0]
+    with pytest.raises(ValueError, match=f"must give a map .* timm's {family} family does not, got '{name}'"):
+        ImageEncoder(f"timm:{name}", pretrained=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"spec": "timm:test_resnet", "image_size": 96},
+        {"spec": "timm:test_vit", "image_size": 96},
+        {"spec": "timm:resnet18", "image_size": 64, "stage": 2, "mean": (0.5, 0.5, 0.5), "resize": "crop"},
+        {"spec": "timm:mobilenetv3_small_050", "image_size": 64, "model_kwargs": {"pad_type": "same"}},
+    ],
+    ids=lambda options: options["spec"],
+)
+@torch.no_grad()
+def test_config_rebuilds_the_same_network(options: dict) -> None:
+    encoder = ImageEncoder(pretrained=False, **options).eval()
+    rebuilt = ImageEncoder(pretrained=False, **encoder.config()).eval()
+    rebuilt.load_state_dict(encoder.state_dict())  # strict
+    images = noise(1, 3, encoder.transform.image_size, encoder.transform.image_size)
+    assert torch.equal(rebuilt(images), encoder(images))
+    assert rebuilt.config() == encoder.config()
+    assert rebuilt.transform == encoder.transform and rebuilt.grid_size == encoder.grid_size
+
+
+@pytest.mark.parametrize(("stage", "side", "channels"), [(1, 16, 64), (2, 8, 128), (3, 4, 256), (4, 2, 512)])
+@torch.no_grad()
+def test_stage_takes_an_earlier_map(stage: int, side: int, channels: int) -> None:
+    encoder = ImageEncoder("timm:resnet18", pretrained=False, image_size=64, stage=stage).eval()
+    images = noise(1, 3, 64, 64)
+    assert encoder.grid_size == (side, side) and encoder.encoder_dim == channels
+    expected = encoder.body(images)[-1]  # (B,C,H,W)
+    torch.testing.assert_close(encoder(images), expected.flatten(2).transpose(1, 2))
+
+
+@torch.no_grad()
+def test_stage_of_a_channels_last_network() -> None:
+    encoder = ImageEncoder("timm:swin_tiny_patch4_window7_224", pretrained=False, stage=2).eval()
+    images = noise(1, 3, 224, 224)
+    assert encoder.grid_size == (14, 14) and encoder.encoder_dim == 384
+    torch.testing.assert_close(encoder(images), encoder.body(images)[-1].flatten(1, 2))  # (B,H,W,C)
+
+
+def test_stage_at_another_image_size() -> None:
+    assert ImageEncoder("timm:vit_tiny_patch16_224", pretrained=False, image_size=96, stage=1).grid_size == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "side", "channels"),
+    [("open_clip:ViT-B-32", 3, 768), ("open_clip:RN50", 3, 2048), ("open_clip:ViT-B-16-SigLIP", 6, 768)],
+)
+@torch.no_grad()
+def test_open_clip_towers(spec: str, side: int, channels: int) -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoder(spec, pretrained=False, image_size=96).eval()
+    assert encoder.grid_size == (side, side) and encoder.encoder_dim == channels
+    images = noise(2, 3, 96, 96)
+    found = encoder(images)
+    assert found.shape == (2, side * side, channels)
+    if spec.endswith("ViT-B-32"):  # by hand: the tokens after the final norm, without the class token
+        body = encoder.body
+        tokens = body.ln_post(body.transformer(body._embeds(images)))
+        torch.testing.assert_close(found, tokens[:, 1:])
+    if spec.endswith("RN50"):
+        body = encoder.body
+        features = body.layer4(body.layer3(body.layer2(body.layer1(body.stem(images)))))  # (B,C,H,W)
+        torch.testing.assert_close(found, features.flatten(2).transpose(1, 2))
+    if spec.endswith("ViT-B-32"):
+        assert encoder.transform.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+        rebuilt = ImageEncoder(pretrained=False, **encoder.config()).eval()
+        rebuilt.load_state_dict(encoder.state_dict())
+        assert torch.equal(rebuilt(images), found)
+
+
+def test_real_weights_classify_real_photos(real: Path) -> None:
+    """Top-1 on single-word photos whose word is an ImageNet class: the map, the padding and the transform are right."""
+    from safetensors.torch import load_file
+
+    weights = real / "weights" / "mobilenetv2_100_tf2_ptq.safetensors"
+    encoder = ImageEncoder(
+        "timm:mobilenetv2_100",
+        checkpoint_path=weights,
+        model_kwargs={"pad_type": "same"},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        image_size=224,
+    ).eval()
+    assert encoder.grid_size == (7, 7) and encoder.encoder_dim == 1280
+    state = load_file(weights)
+    names = (real / "weights" / "imagenet_labels.txt").read_text().splitlines()[1:]
+    rows = [line.split(",") for line in (real / "coco_photos" / "labels.csv").read_text().splitlines()[1:]]
+    animals = {"zebra": "zebra", "elephant": "elephant|tusker", "bear": " bear|panda"}
+    chosen = [(name, animals[word]) for name, word in rows if word in animals]
+    assert len(chosen) == 16
+    images = [encoder.transform(load_image(real / "coco_photos" / "images" / name)) for name, _ in chosen]
+    with torch.no_grad():
+        pooled = encoder(torch.stack(images)).mean(1)  # (B,C)
+    best = (pooled @ state["classifier.weight"].T + state["classifier.bias"]).argmax(1).tolist()
+    hits = sum(bool(re.search(right, names[label])) for label, (_, right) in zip(best, chosen, strict=True))
+    assert hits >= 14
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("spec", ["resnet18", "timm:", "clip:ViT-B-32", ""])
+def test_unknown_spec(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"image_encoder must be timm:NAME or open_clip:ARCH/PRETRAINED, got "):
+        ImageEncoder(spec, pretrained=False)
+
+
+def test_unknown_model_has_similar_names() -> None:
+    with pytest.raises(ValueError, match=r"a model timm knows, got 'resnet81'; see \[.*'resnet18'"):
+        ImageEncoder("timm:resnet81", pretrained=False)
+
+
+def test_open_clip_without_weights() -> None:
+    with pytest.raises(ValueError, match=r"open_clip:ARCH/PRETRAINED, got 'open_clip:ViT-B-32'"):
+        ImageEncoder("open_clip:ViT-B-32")
+
+
+def test_checkpoint_must_exist_and_fit(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_path must be an existing file, not found: no\.pth"):
+        ImageEncoder("timm:test_resnet", checkpoint_path="no.pth")
+    source = ImageEncoder("timm:test_resnet", pretrained=False, image_size=64)
+    state = dict(source.body.state_dict())
+    state |= {"fc.weight": torch.zeros(10, 96), "fc.bias": torch.zeros(10)}  # a classifier is no obstacle
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "good.safetensors")
+    loaded = ImageEncoder("timm:test_resnet", checkpoint_path=tmp_path / "good.safetensors", image_size=64)
+    assert all(torch.equal(v, state[k]) for k, v in loaded.body.state_dict().items())
+    state.pop(next(iter(source.body.state_dict())))
+    state["stranger.weight"] = torch.zeros(1)
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=r"1 missing \[.*\] and 1 unexpected \['stranger.weight'\]"):
+        ImageEncoder("timm:test_resnet", checkpoint_path=tmp_path / "bad.safetensors", image_size=64)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3)])
+def test_images_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
+    encoder = ImageEncoder("timm:test_resnet", pretrained=False, image_size=64)
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, 64, 64\), got .*; pass each through"):
+        encoder(torch.zeros(shape))
+
+
+# --------------------------------------------------------------------------------------------------------- transform
+
+
+@given(st.tuples(*[st.integers(0, 255)] * 3), st.sampled_from(["squash", "crop"]), st.integers(1, 40))
+def test_one_colour_becomes_its_normalised_value_everywhere(colour: tuple, resize: str, image_size: int) -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
+    transform = ImageTransform(image_size, mean, std, resize=resize)
+    found = transform(Image.new("RGB", (31, 17), colour))
+    assert found.shape == (3, image_size, image_size) and found.dtype == torch.float32
+    expected = (torch.tensor(colour) / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(found, expected[:, None, None].expand_as(found))
+
+
+def test_squash_keeps_the_edges_and_crop_the_proportions() -> None:
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste("red", (0, 0, 10, 20))  # the left quarter
+    squashed = np.asarray(ImageTransform(20, interpolation="bilinear").fit(image))
+    assert squashed[:, :4, 0].min() > 200 and squashed[:, 8:, 0].max() == 0
+    cropped = np.asarray(ImageTransform(20, resize="crop").fit(image))
+    assert cropped.max() == 0  # a centre square of 20 starts at column 10
+
+
+def test_right_size_is_not_resampled_and_rows_stay_rows() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    found = ImageTransform(24, (0.0,) * 3, (1.0,) * 3)(Image.fromarray(pixels))
+    np.testing.assert_allclose(found.permute(1, 2, 0).numpy() * 255, pixels, atol=1e-4)
+    tensor = torch.rand(3, 24, 24)
+    assert ImageTransform(24)(tensor) is tensor
+
+
+def test_transform_is_that_of_the_weights_unless_told() -> None:
+    own = ImageEncoder("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k", pretrained=False).transform
+    assert (own.image_size, own.mean, own.std, own.interpolation) == (224, (0.5,) * 3, (0.5,) * 3, "bicubic")
+    told = ImageEncoder(
+        "timm:test_resnet", pretrained=False, image_size=64, mean=(0.1, 0.2, 0.3), interpolation="bilinear"
+    ).transform
+    assert told.mean == (0.1, 0.2, 0.3) and told.interpolation == "bilinear" and told.image_size == 64
+    assert ImageTransform(**told.to_dict() | {"mean": told.mean, "std": told.std}) == told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interpolation": "nearest"}, "interpolation must be 'bilinear' or 'bicubic', got 'nearest'"),
+        ({"resize": "pad"}, "resize must be 'squash' or 'crop', got 'pad'"),
+        ({"image_size": 0}, "image_size must be positive"),
+        ({"mean": (0.5,)}, "mean and std have 3 values"),
+    ],
+)
+def test_wrong_transform(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageTransform(**{"image_size": 32} | options)
+
+
+# -------------------------------------------------------------------------------------------------------- load_image
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PIXELS = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1))],
+)
+def test_exif_rotation_is_applied(orientation: int, turn: object) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = np.asarray(load_image(encoded(Image.fromarray(PIXELS), exif=exif)))
+    np.testing.assert_array_equal(found, turn(PIXELS))
+
+
+def test_16_bit_grey_is_scaled() -> None:
+    values = np.array([[0, 256, 32768, 65535]], np.uint16)
+    found = np.asarray(load_image(encoded(Image.fromarray(values))))
+    assert found.tolist() == [[[v] * 3 for v in (0, 1, 128, 255)]]
+
+
+def test_transparency_is_laid_on_white() -> None:
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 0] = 255  # red, and fully, half, not transparent
+    rgba[0, :, 3] = (0, 128, 255)
+    expected = [[255, 255, 255], [255, 127, 127], [255, 0, 0]]
+    for source in (encoded(Image.fromarray(rgba)), Image.fromarray(rgba), rgba):
+        assert np.asarray(load_image(source))[0].tolist() == expected
+    grey = Image.merge("LA", (Image.new("L", (2, 2), 10), Image.new("L", (2, 2), 0)))
+    assert np.asarray(load_image(encoded(grey))).min() == 255
+
+
+def test_palette_with_transparency() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    assert np.asarray(load_image(encoded(image)))[0].tolist() == [[255, 0, 0], [0, 0, 255]]
+    assert np.asarray(load_image(encoded(image, transparency=0)))[0].tolist() == [[255] * 3, [0, 0, 255]]
+    assert np.asarray(load_image(encoded(image, "GIF", transparency=1)))[0].tolist() == [[255, 0, 0], [255] * 3]
+
+
+def test_other_modes() -> None:
+    assert np.asarray(load_image(encoded(Image.new("L", (2, 2), 77)))).tolist() == [[[77] * 3] * 2] * 2
+    assert np.asarray(load_image(encoded(Image.new("1", (2, 2), 1)))).min() == 255
+    cmyk = np.asarray(load_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)))
+    assert cmyk[..., 0].min() > 230 and cmyk[..., 1:].max() < 40  # red
+    assert load_image(encoded(Image.new("CMYK", (8, 8)), "TIFF")).mode == "RGB"
+
+
+def test_every_kind_of_source_gives_the_same_pixels(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(PIXELS))
+    (tmp_path / "a.png").write_bytes(content)
+    with (tmp_path / "a.png").open("rb") as file:
+        sources = [tmp_path / "a.png", str(tmp_path / "a.png"), content, file, io.BytesIO(content), PIXELS]
+        for source in [*sources, Image.fromarray(PIXELS)]:
+            found = load_image(source)
+            assert found.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(found), PIXELS)
+    grey = load_image(PIXELS[:, :, 0])
+    np.testing.assert_array_equal(np.asarray(grey)[:, :, 1], PIXELS[:, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("truncated.jpg", encoded(Image.fromarray(PIXELS.repeat(20, 0).repeat(20, 1)), "JPEG")[:900]),
+        ("text.jpg", b"I am a text and no image"),
+        ("empty.jpg", b""),
+        ("page.png", b"<html>404 not found</html>"),
+    ],
+)
+def test_undecodable_files_are_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"image must be readable, cannot decode .*{name}: .*; replace or remove it"):
+        load_image(tmp_path / name)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"image must be an existing file, not found: .*none\.jpg"):
+        load_image(tmp_path / "none.jpg")
+    with pytest.raises(FileNotFoundError, match="image must be an existing file"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])
+def test_arrays_that_are_no_image(array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"an image array must be uint8 \(H, W\), \(H, W, 3\) or \(H, W, 4\), got "):
+        load_image(array)
+
+
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]),
+    st.lists(st.tuples(st.integers(0, 199), st.integers(0, 255)), max_size=4),
+    st.integers(0, 100),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_bytes_are_an_image_or_a_value_error(kind: str, changes: list, percent: int) -> None:
+    content = bytearray(encoded(Image.fromarray(PIXELS), kind))
+    for position, value in changes:
+        content[position % len(content)] = value
+    try:
+        assert load_image(bytes(content[: len(content) * percent // 100])).mode == "RGB"
+    except ValueError as error:
+        assert "image must be readable" in str(error)

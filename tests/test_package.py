@@ -1,0 +1,86 @@
+"""What is shipped: the wheel, and a README that runs."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the tracked files, without touching the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True)
+    if archive.returncode:
+        pytest.skip("not a git checkout")
+    subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        folder,
+    ]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("zsmld-*.whl")
+    return path
+
+
+def test_wheel_installs_one_top_level_name(wheel: Path) -> None:
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"zsmld"}
+
+
+def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """Its data and recipes are found inside it, and the bundled model loads."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    program = (
+        "import zsmld, zsmld.resources as r, zsmld.recipe as c;"
+        "assert '_bundled' in str(r.resource_path('data')), r.resource_path('data');"
+        "print(c.recipe_names());"
+        "print(zsmld.ZeroShotClassifier.from_pretrained(r.resource_path('data', 'scenes', 'model')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "scenes_zsl" in ran.stdout and "ZeroShotClassifier" in ran.stdout
+
+
+def test_readme_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert "Report('scenes_gzsl'" in capsys.readouterr().out
+
+
+def test_readme_links_exist() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "evaluation/protocols.md", "data/scenes/README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+        for link in links:
+            assert ((ROOT / name).parent / link).exists(), f"{name} links to {link}"
+
+
+def test_readme_figures_are_those_of_the_reports() -> None:
+    """Every table row of the committed Markdown reports that README shows is shown as it stands there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = 0
+    for name in ("scenes_zsl", "coco_photos_zsl"):
+        report = (ROOT / "evaluation" / "reports" / f"{name}.md").read_text(encoding="utf-8")
+        table = [line for line in report.splitlines() if line.startswith("|")]
+        assert len(table) >= 4
+        for line in table:
+            assert line in readme, f"README must show this row of {name}.md: {line}"
+            shown += 1
+    assert shown >= 8

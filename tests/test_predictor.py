@@ -1,0 +1,320 @@
+"""Predictor: any source of images, any list of words, nothing lost on the way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from zsmld import Predictor, TextEncoder
+from zsmld.predictor import Prediction, list_images
+
+MakeModel = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel) -> Any:
+    return make_model(output="sum")
+
+
+def make(model: Any, words: list[str] | None = None, **options: Any) -> Predictor:
+    return Predictor(model, words, device="cpu", **options)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, images: list[Image.Image]) -> Path:
+    """Five pictures, one of them deeper and one of them broken, and a text that is no image."""
+    (tmp_path / "deep").mkdir()
+    for name, image in zip(["a.png", "b.jpg", "deep/d.PNG", "e.webp"], images, strict=False):
+        image.save(tmp_path / name)
+    (tmp_path / "c.jpg").write_bytes(b"broken")
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+# -------------------------------------------------------------------------------------------------------------- laws
+
+
+@torch.no_grad()
+def test_score_is_the_sigmoid_of_the_models_logits(model: Any, images: list[Image.Image]) -> None:
+    words = ["zebra", "dog", "lamp"]
+    scores, failed = make(model, words, batch_size=3).score(images)
+    inputs = torch.stack([model.image_encoder.transform(image) for image in images])
+    expected = torch.sigmoid(model(inputs, model.encode_words(words)))
+    assert scores.dtype == np.float32 and failed == []
+    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.sampled_from(["add", "remove", "set"]), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_changing_words_keeps_the_scores_of_the_others(model: Any, actions: list[str], random: Any) -> None:
+    everything = ["dog", "cat", "red car", "beach", "boat", "tree", "snow", "bird", "zebra", "lamp"]
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    reference = dict(zip(everything, make(model, everything).score(pixels)[0][0], strict=True))
+    predictor = make(model, everything[:4])
+    for action in actions:
+        current = list(predictor.vocabulary.words)
+        if action == "add":
+            new = random.sample(rest := [w for w in everything if w not in current], min(2, len(rest)))
+            expected = current + new
+            if new:
+                predictor.add_words(new)
+        elif action == "remove":
+            gone = random.sample(current, min(2, len(current) - 1))
+            expected = [word for word in current if word not in gone]
+            if gone:
+                predictor.remove_words(gone)
+        else:
+            expected = random.sample(everything, 5)
+            predictor.set_words(expected)
+        assert list(predictor.vocabulary.words) == expected
+        scores = predictor.score(pixels)[0][0]
+        np.testing.assert_allclose(scores, [reference[word] for word in expected], atol=1e-5)
+
+
+def test_words_are_seen_where_the_model_saw_them(model: Any) -> None:
+    assert make(model, ["zebra", "dog", "boat", "cat"]).vocabulary.seen == ("dog", "cat")
+
+
+def test_added_words_are_seen_where_the_model_saw_them(model: Any) -> None:
+    predictor = make(model, ["zebra", "dog"])
+    predictor.add_words(["cat", "lamp"])
+    assert predictor.vocabulary.seen == ("dog", "cat")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_batches_change_nothing(batch_size: int, model: Any, folder: Path) -> None:
+    found = list(make(model, batch_size=batch_size).predict(folder, top_k=None))
+    reference = list(make(model, batch_size=4).predict(folder, top_k=None))
+    assert [p.path for p in found] == [p.path for p in reference]
+    for a, b in zip(found, reference, strict=True):
+        assert a.error == b.error
+        by_word = dict(zip(b.words, b.scores, strict=True))
+        assert all(abs(score - by_word[word]) < 1e-5 for word, score in zip(a.words, a.scores, strict=True))
+
+
+def test_workers_change_nothing(model: Any, folder: Path) -> None:
+    assert list(make(model, num_workers=2).predict(folder)) == list(make(model).predict(folder))
+
+
+# ------------------------------------------------------------------------------------------------------------ sources
+
+
+def test_every_kind_of_source(model: Any, folder: Path, images: list[Image.Image]) -> None:
+    predictor, path = make(model), folder / "a.png"
+    (expected,) = predictor.predict(path)
+    assert expected.path == str(path) and len(expected.words) == 5
+    with path.open("rb") as file:
+        sources = [
+            str(path),
+            images[0],
+            np.asarray(images[0]),
+            path.read_bytes(),
+            file,
+            model.image_encoder.transform(images[0]),
+            [path],
+            (image for image in [images[0]]),
+        ]
+        for source in sources:
+            (found,) = predictor.predict(source)
+            assert found.words == expected.words
+            assert found.scores == pytest.approx(expected.scores, abs=1e-6)
+            assert found.path in (None, str(path))
+
+
+def test_folders_and_globs_are_sorted(model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a.png", "b.jpg", "c.jpg", "deep/d.PNG", "e.webp"]
+    assert list_images(folder) == [folder / name for name in names]
+    assert list_images(str(folder / "*.jpg")) == [folder / "b.jpg", folder / "c.jpg"]
+    assert list_images(folder / "**" / "*.PNG") == [folder / "deep" / "d.PNG"]
+    monkeypatch.chdir(folder)
+    assert list_images("*.jpg") == [Path("b.jpg"), Path("c.jpg")]
+    assert list_images(["a.png", "deep"]) == ["a.png", Path("deep/d.PNG")]
+    assert [p.path for p in make(model).predict(".")] == names
+
+
+def test_an_unreadable_image_is_reported_and_the_rest_comes_in_order(model: Any, folder: Path) -> None:
+    paths = [folder / "a.png", folder / "c.jpg", folder / "b.jpg", folder / "missing.jpg", folder / "e.webp"]
+    found = list(make(model, batch_size=2).predict(paths))
+    assert [p.path for p in found] == [str(path) for path in paths]
+    assert [p.error is None for p in found] == [True, False, True, False, True]
+    assert "cannot decode" in found[1].error and "c.jpg" in found[1].error
+    assert "not found" in found[3].error and "missing.jpg" in found[3].error
+    assert found[1].words == found[1].scores == found[1].labels == ()
+    alone = [next(make(model).predict(path)) for path in paths if path.name in ("a.png", "b.jpg", "e.webp")]
+    for a, b in zip(alone, [found[0], found[2], found[4]], strict=True):
+        assert a.words == b.words and a.scores == pytest.approx(b.scores, abs=1e-5)
+    scores, failed = make(model, batch_size=2).score(paths)
+    assert scores.shape == (3, 6) and [p.path for p in failed] == [str(paths[1]), str(paths[3])]
+
+
+def test_two_equal_paths_are_two_images(model: Any, folder: Path) -> None:
+    found = list(make(model).predict([folder / "a.png", folder / "c.jpg", folder / "a.png"]))
+    assert [p.error is None for p in found] == [True, False, True] and found[0].words == found[2].words
+
+
+def test_images_are_streamed(model: Any, images: list[Image.Image]) -> None:
+    stream = make(model, batch_size=1).predict([images[0], "never/looked/at.jpg"])
+    assert next(stream).error is None
+
+
+def test_no_images_give_no_predictions(model: Any) -> None:
+    assert list(make(model).predict([])) == []
+    assert make(model).score([])[0].shape == (0, 6)
+
+
+def test_sources_that_match_nothing(model: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in (folder / "none.jpg", str(folder / "*.bmp"), tmp_path / "empty"):
+        with pytest.raises(FileNotFoundError, match=r"images must be an existing file, a folder .* found none at"):
+            make(model).predict(source)
+
+
+# ------------------------------------------------------------------------------------------------------------ records
+
+
+def test_top_k_and_threshold(model: Any, images: list[Image.Image]) -> None:
+    predictor = make(model)
+    scores = predictor.score(images)[0]
+    for row, p in zip(scores, predictor.predict(images, top_k=None), strict=True):
+        assert list(p.scores) == sorted(row.tolist(), reverse=True)
+        assert [float(row[label]) for label in p.labels] == list(p.scores)
+        assert [predictor.vocabulary.words[label] for label in p.labels] == list(p.words)
+    for k in (1, 3, 99):
+        for p, every in zip(predictor.predict(images, top_k=k), predictor.predict(images, top_k=None), strict=True):
+            assert p.words == every.words[:k]
+    middle = float(np.median(scores))
+    above = list(predictor.predict(images, top_k=None, threshold=middle))
+    assert sum(len(p.words) for p in above) == (scores >= middle).sum()
+    assert all(score >= middle for p in above for score in p.scores)
+    assert next(predictor.predict(images[0], threshold=1.0)).words == ()
+    assert len(next(predictor.predict(images[0], top_k=None, threshold=0.0)).words) == 6
+
+
+def test_record_has_the_fixed_shape(model: Any, folder: Path) -> None:
+    good, bad = (p.to_dict() for p in make(model).predict([folder / "a.png", folder / "c.jpg"], top_k=2))
+    assert list(good) == list(bad) == ["path", "words", "scores", "labels", "error"]
+    assert good["path"] == str(folder / "a.png") and good["error"] is None
+    assert [type(v) for v in (*good["words"], *good["scores"], *good["labels"])] == [str] * 2 + [float] * 2 + [int] * 2
+    assert bad["words"] == bad["scores"] == bad["labels"] == [] and isinstance(bad["error"], str)
+    assert Prediction(None).to_dict() == {"path": None, "words": [], "scores": [], "labels": [], "error": None}
+
+
+# -------------------------------------------------------------------------------------------------------------- words
+
+
+def test_default_words_are_the_models(model: Any) -> None:
+    predictor = make(model)
+    assert predictor.vocabulary == model.vocabulary
+    assert "6 words" in repr(predictor)
+
+
+def test_a_failed_change_leaves_the_predictor_as_it_was(model: Any, images: list[Image.Image]) -> None:
+    predictor = make(model, ["dog", "cat"])
+    before = predictor.score(images)[0]
+    for change in (
+        lambda: predictor.set_words(["dog", "unheard-of"]),
+        lambda: predictor.add_words(["unheard-of"]),
+        lambda: predictor.add_words(["dog"]),
+        lambda: predictor.remove_words(["dog", "zebra"]),
+        lambda: predictor.remove_words(["dog", "cat"]),
+        lambda: predictor.set_words([]),
+    ):
+        with pytest.raises(ValueError, match="word"):
+            change()
+        assert predictor.vocabulary.words == ("dog", "cat")
+        np.testing.assert_array_equal(predictor.score(images)[0], before)
+
+
+def test_wrong_words(model: Any, make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="words must have at least one word, got none"):
+        make(model, [])
+    with pytest.raises(ValueError, match=r"words must be distinct, got \['dog'\] more than once"):
+        make(model, ["dog", "cat", "dog"])
+    with pytest.raises(TypeError, match="words must be a list of words, got the text 'dog'"):
+        make(model, "dog")
+    with pytest.raises(ValueError, match=r"words must have a vector in words\.npz, .*\['unheard-of'\]"):
+        make(model, ["dog", "unheard-of"])
+    with pytest.raises(ValueError, match=r"word must be one of the 2 words .* got 'zebra'"):
+        make(model, ["dog", "cat"]).remove_words(["zebra"])
+    with pytest.raises(ValueError, match="at least one left, all would be removed; use set_words"):
+        make(model, ["dog", "cat"]).remove_words(["cat", "dog"])
+    with pytest.raises(ValueError, match="words must be given, the model knows none of its own"):
+        make(make_model(remember=False))
+
+
+def test_known_words_do_not_build_a_text_encoder(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(model), "build_text_encoder", None)
+    predictor = make(model, ["tree", "dog"])
+    predictor.add_words(["cat"])
+    with pytest.raises(TypeError):
+        predictor.add_words(["zebra"])
+
+
+def test_a_given_text_encoder_must_be_the_models(
+    model: Any, make_vectors: Callable[..., Path], tmp_path: Path, vectors_path: Path
+) -> None:
+    other = TextEncoder(f"vectors:{make_vectors(tmp_path / 'o.npz', ('zebra',), seed=5)}")
+    with pytest.raises(ValueError, match="text_encoder must be the one this model was trained with"):
+        make(model, ["zebra"], text_encoder=other)
+    assert make(model, ["zebra"], text_encoder=TextEncoder(f"vectors:{vectors_path}")).vocabulary.words == ("zebra",)
+
+
+# ------------------------------------------------------------------------------------------------- class mode, errors
+
+
+def test_class_mode_scores_its_classes_and_no_other(make_model: MakeModel, images: list[Image.Image]) -> None:
+    from zsmld import Vocabulary
+
+    model = make_model(num_classes=3)
+    model.remember_words(Vocabulary(["dog", "cat", "tree"]), None)
+    predictor = make(model)
+    assert predictor.score(images)[0].shape == (7, 3)
+    assert set(next(predictor.predict(images[0])).words) == {"dog", "cat", "tree"}
+    with pytest.raises(ValueError, match="words must be the classes of the model in their order"):
+        predictor.set_words(["cat", "dog", "tree"])
+    with pytest.raises(ValueError, match="words cannot be added in class mode"):
+        predictor.add_words(["zebra"])
+    with pytest.raises(ValueError, match="words cannot be removed in class mode"):
+        predictor.remove_words(["dog"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k must be at least 1 or None, got 0"),
+        ({"threshold": 1.5}, r"threshold must be in \[0, 1\], got 1\.5"),
+        ({"threshold": -0.1}, r"threshold must be in \[0, 1\], got -0\.1"),
+    ],
+)
+def test_wrong_options_are_refused_at_the_call(options: dict, message: str, model: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(model).predict([], **options)
+
+
+def test_nan_logits_name_the_image(make_model: MakeModel, folder: Path) -> None:
+    model = make_model()
+    torch.nn.init.constant_(model.decoder.shared_fc.bias, float("nan"))
+    with pytest.raises(
+        ValueError, match=r"logits must be numbers, got NaN for .*b\.jpg; check the checkpoint's weights"
+    ):
+        list(make(model).predict([folder / "c.jpg", folder / "b.jpg"]))
+
+
+def test_batch_size_is_checked(model: Any, images: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="batch_size must be ≥ 1"):
+        list(make(model, batch_size=0).predict(images))
+
+
+def test_one_text_is_no_list_of_templates(model: Any) -> None:
+    with pytest.raises(TypeError, match="templates must be a list, got the text"):
+        make(model, templates="a {}")
+
+
+def test_score_gives_an_array_no_path(model: Any) -> None:
+    assert make(model).score([np.zeros((3, 3), np.float32)])[1][0].path is None

@@ -1,0 +1,283 @@
+"""Recipe <-> YAML: every error at once, nothing lost on the way, and every bundled recipe runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zsmld import Recipe
+from zsmld.protocols import Protocol
+from zsmld.recipe import recipe_header, recipe_names
+from zsmld.trainer import Trainer
+
+NAMES = recipe_names()
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A small recipe as nested mappings, with sections replaced."""
+    return {
+        "dataset": {"name": "scenes", "num_images": 12},
+        "image_encoder": {"spec": "timm:test_resnet", "pretrained": False, "image_size": 64},
+        "text_encoder": "minilm",
+    } | changes
+
+
+# --------------------------------------------------------------------------------------------------- bundled recipes
+
+
+def test_some_recipes_are_bundled() -> None:
+    assert "custom" in NAMES and sorted(NAMES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bundled_recipe_loads_with_its_header(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.dataset["name"] and recipe.image_encoder["spec"]
+    header = recipe_header(name)
+    assert list(header) == ["source", "cost", "expected result", "command"]
+    assert all(header.values()) and header["command"].startswith("zsmld ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bundled_recipe_takes_two_steps(
+    name: str, photos: Path, make_vectors: Callable[..., Path], tmp_path: Path
+) -> None:
+    """On stand-ins: few images, random weights, small pictures, and a text encoder that needs no download."""
+    recipe = Recipe.load(name)
+    overrides = ["trainer.epochs=1", "trainer.steps_per_epoch=2", "trainer.batch_size=4", "trainer.num_workers=0"]
+    overrides += ["trainer.device=cpu", "trainer.holdout_words=0.25"]
+    overrides += ["image_encoder.pretrained=false", "image_encoder.checkpoint_path=null", "image_encoder.image_size=64"]
+    if recipe.dataset["name"] == "scenes":
+        overrides += ["dataset.num_images=12"]
+    elif recipe.dataset["name"] == "table":
+        overrides += [f"dataset.path={photos / 'photos.csv'}", f"dataset.partition={photos / 'partition.json'}"]
+        overrides += ["dataset.root=null", "protocol.name=gzsl"]
+    else:
+        pytest.skip(f"no stand-in for dataset {recipe.dataset['name']}")
+    if recipe.text_encoder not in (None, "minilm"):
+        words = Recipe.load(name, overrides).build_dataset("train").vocabulary.words
+        overrides += [f"text_encoder=vectors:{make_vectors(tmp_path / 'v.npz', words)}"]
+    recipe = Recipe.load(name, overrides)
+    trainer = recipe.build_trainer(tmp_path / "run")
+    model = trainer.fit()
+    assert len(trainer.history) == 1 and trainer.history[0]["loss"] > 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert Recipe.from_dict(model.recipe) == recipe
+    assert recipe.build_protocol(trainer.dataset.vocabulary).parts
+
+
+# ---------------------------------------------------------------------------------------------------------- overrides
+
+
+@given(st.floats(1e-9, 10), st.integers(1, 10**6), st.booleans(), st.sampled_from(["one_cycle", "cosine"]))
+def test_overrides_arrive_with_their_types(lr: float, epochs: int, frozen: bool, schedule: str) -> None:
+    overrides = [f"trainer.lr={lr}", f"trainer.epochs={epochs}", f"trainer.schedule={schedule}"]
+    overrides += [f"trainer.freeze_image_encoder={str(frozen).lower()}"]
+    found = Recipe.from_dict(content(), overrides).trainer
+    assert found == {"lr": lr, "epochs": epochs, "schedule": schedule, "freeze_image_encoder": frozen}
+    assert type(found["epochs"]) is int and type(found["lr"]) is float
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002", "'2e-4'"])
+def test_every_way_to_write_a_number(text: str) -> None:
+    assert Recipe.from_dict(content(), [f"trainer.lr={text}"]).trainer["lr"] == 2e-4
+    assert Recipe.from_dict(content(trainer={"lr": yaml.safe_load(text)})).trainer["lr"] == 2e-4
+
+
+def test_overrides_reach_sections_that_are_not_there() -> None:
+    recipe = Recipe.from_dict(
+        content(), ["decoder.output=cosine", "augmentation.noise=0.1", "text_encoder=null", "protocol.top_k=[1, 2]"]
+    )
+    assert recipe.decoder == {"output": "cosine"} and recipe.augmentation == {"noise": 0.1}
+    assert recipe.text_encoder is None and tuple(recipe.protocol["top_k"]) == (1, 2)
+
+
+def test_the_last_override_counts_and_the_input_stays() -> None:
+    original = content(trainer={"lr": 1.0})
+    assert Recipe.from_dict(original, ["trainer.lr=2", "trainer.lr=3"]).trainer["lr"] == 3
+    assert original == content(trainer={"lr": 1.0})
+
+
+def test_a_path_with_an_equals_sign(photos: Path) -> None:
+    overrides = ["dataset.name=table", "dataset.path=a=b.csv", "dataset.num_images=null"]
+    with pytest.raises(ValueError, match=r"dataset: unknown 'num_images'"):
+        Recipe.from_dict(content(), overrides)
+    recipe = Recipe.from_dict(content(dataset={"name": "table"}), overrides[1:2])
+    assert str(recipe.dataset["path"]) == "a=b.csv"
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_all_errors_come_at_once_with_the_nearest_names() -> None:
+    wrong = {
+        "dataset": {"name": "scene"},
+        "image_encoder": {"spec": ["timm:resnet18"], "image_sise": 64},
+        "text_encoder": 3,
+        "decoder": {"output": "softmax", "text_dim": 5},
+        "trianer": {},
+        "trainer": {"lrr": 1, "epochs": "many", "device": 3},
+        "augmentation": None,
+        "protocol": {"name": "gzls"},
+    }
+    with pytest.raises(ValueError, match="recipe must be valid, got:") as caught:
+        Recipe.from_dict(wrong, ["trainer.freeze=1", "a.b.c=1", "nonsense"])
+    lines = [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
+    for expected in (
+        "override must be section.key=value, got 'a.b.c=1'",
+        "override must be section.key=value, got 'nonsense'",
+        "section: unknown 'trianer'; did you mean 'trainer'?",
+        "dataset.name: unknown 'scene'; did you mean 'scenes'?",
+        "image_encoder: unknown 'image_sise'; did you mean 'image_size'?",
+        "image_encoder.spec must be str, got ['timm:resnet18']",
+        "text_encoder must be a text such as minilm, got 3",
+        "trainer.epochs must be int, got 'many'",
+        "trainer.device must be str, got 3",
+        "augmentation must be a mapping, got None",
+        "protocol.name: unknown 'gzls'; did you mean 'gzsl'?",
+    ):
+        assert expected in lines
+    assert any(line.startswith("decoder.output must be ") and "got 'softmax'" in line for line in lines)
+    assert any(line.startswith("decoder: unknown 'text_dim'") for line in lines)  # it follows from the encoders
+    assert any(line.startswith("trainer: unknown 'lrr'; did you mean 'lr'?") for line in lines)
+    assert any(line.startswith("trainer: unknown 'freeze'") for line in lines)
+
+
+@pytest.mark.parametrize("section", ["dataset", "image_encoder"])
+def test_sections_that_must_be_there(section: str) -> None:
+    with pytest.raises(ValueError, match=f"section {section} must be given"):
+        Recipe.from_dict({key: value for key, value in content().items() if key != section})
+    with pytest.raises(ValueError, match=r"image_encoder\.spec must be given"):
+        Recipe.from_dict(content(image_encoder={}))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("trainer", "epochs", 2.5),
+        ("trainer", "lr", "fast"),
+        ("trainer", "cache_features", "perhaps"),
+        ("trainer", "schedule", "steps"),
+        ("dataset", "num_images", [3]),
+        ("image_encoder", "mean", "grey"),
+        ("augmentation", "random_target", "both"),
+        ("protocol", "empty_words", "drop"),
+    ],
+)
+def test_wrong_types(section: str, key: str, value: Any) -> None:
+    changed = content()
+    changed[section] = {**changed.get(section, {"name": "gzsl"} if section == "protocol" else {}), key: value}
+    with pytest.raises(ValueError, match=rf"{section}\.{key} must be .*, got "):
+        Recipe.from_dict(changed)
+
+
+def test_what_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"recipe must be a YAML file .*not found: custm; did you mean .*'custom'"
+    ):
+        Recipe.load("custm")
+    with pytest.raises(FileNotFoundError, match=r"not found: none\.yaml"):
+        Recipe.load("none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match="recipe must be a mapping of sections, got list"):
+        Recipe.load(tmp_path / "list.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ValueError, match="recipe must be a mapping of sections, got NoneType"):
+        Recipe.load(tmp_path / "empty.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1, 2\nb: }")
+    with pytest.raises(ValueError, match=r"recipe .*broken\.yaml must be YAML, it cannot be read"):
+        Recipe.load(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("changes", [{"dataset": {"name": ["scenes"]}}, {"protocol": {"name": {"a": 1}}}])
+def test_a_name_that_is_no_text(changes: dict) -> None:
+    with pytest.raises(ValueError, match="recipe must be valid"):
+        Recipe.from_dict(content(**changes))
+
+
+# --------------------------------------------------------------------------------------------------------- round trip
+
+
+def effective(recipe: Recipe) -> dict[str, Any]:
+    return yaml.safe_load(recipe.to_yaml())
+
+
+@pytest.mark.parametrize("source", [*NAMES, None])
+def test_effective_yaml_loads_to_the_same_recipe(source: str | None, tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(content()) if source is None else Recipe.load(source)
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    again = Recipe.load(tmp_path / "r.yaml")
+    assert again.to_yaml() == recipe.to_yaml()
+    found = effective(recipe)
+    for section, options in recipe.to_dict().items():  # what was given is there, and nothing overrode it
+        if isinstance(options, dict):
+            assert {key: found[section][key] for key in options} == jsonable(options)
+    for key in ("weight_decay", "lr", "schedule", "seed"):  # defaults are those of the class
+        assert found["trainer"][key] == recipe.trainer.get(key, getattr(Trainer, key))
+
+
+def jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def test_effective_yaml_still_builds_its_protocol(tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(content())
+    vocabulary = recipe.build_dataset("test").vocabulary
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "r.yaml").build_protocol(vocabulary) == recipe.build_protocol(vocabulary)
+
+
+def test_dict_round_trip() -> None:
+    recipe = Recipe.from_dict(content(trainer={"lr": "2e-4"}, protocol={"name": "zsl", "top_k": [1]}))
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+# ----------------------------------------------------------------------------------------------------- what it builds
+
+
+def test_built_parts_are_as_described(tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(
+        content(
+            decoder={"decoder_dim": 32, "num_heads": 4, "output": "cosine"},
+            trainer={"epochs": 3, "device": "cpu", "seed": 7},
+            augmentation={"noise": 0.2},
+            protocol={"name": "scenes_zsl", "top_k": [2]},
+        )
+    )
+    trainer = recipe.build_trainer(tmp_path)
+    assert trainer.dataset.split == "train" and trainer.val_dataset.split == "val" and len(trainer.dataset) == 12
+    assert (trainer.epochs, trainer.seed, trainer.augmentation.noise) == (3, 7, 0.2)
+    model = trainer.model
+    assert model.decoder.text_dim == 384 and model.decoder.output == "cosine" and model.text_encoder == "minilm"
+    assert model.recipe == recipe.to_dict()
+    protocol = recipe.build_protocol(trainer.dataset.vocabulary)
+    assert isinstance(protocol, Protocol) and protocol.name == "scenes_zsl" and tuple(protocol.top_k) == (2,)
+    other = recipe.build_model()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_without_text_encoder_it_trains_class_queries(photos: Path) -> None:
+    recipe = Recipe.from_dict(
+        content(
+            text_encoder=None, dataset={"name": "table", "path": str(photos / "photos.csv")}, decoder={"num_groups": 2}
+        )
+    )
+    assert recipe.build_model().decoder.num_classes == 6
+    assert recipe.build_protocol(recipe.build_dataset("test").vocabulary).task == "supervised"
+
+
+def test_a_protocol_that_does_not_fit_is_refused(photos: Path) -> None:
+    recipe = Recipe.from_dict(content(protocol={"name": "nus_wide_gzsl"}))
+    with pytest.raises(
+        ValueError, match="protocol nus_wide_gzsl needs 925 seen and 81 unseen words, the dataset has 80 an"
+    ):
+        recipe.build_protocol(recipe.build_dataset("test").vocabulary)

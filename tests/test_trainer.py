@@ -1,0 +1,379 @@
+"""Trainer: it learns, it never sees an unseen word, and what it saved stays."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+import zsmld.trainer
+from zsmld import Trainer, Vocabulary, ZeroShotClassifier
+from zsmld.augmentation import QueryAugmentation
+
+MakeModel = Callable[..., Any]
+WORDS = ("dog", "cat", "red car", "beach", "boat", "tree")
+SEEN = WORDS[:4]
+
+
+class Toys:
+    """Tensor images (3,64,64): each word brightens its own place, so that the words can be learnt."""
+
+    name, split, missing = "toys", "train", 0
+
+    def __init__(
+        self, num_images: int = 24, seed: int = 0, seen: tuple[str, ...] = SEEN, bad: tuple[int, ...] = ()
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.vocabulary = Vocabulary(WORDS, seen=seen)
+        dense = (rng.random((num_images, len(WORDS))) < 0.35).astype(np.int8)
+        dense[np.arange(num_images), np.arange(num_images) % 4] = 1  # every image has a seen word
+        self.images = torch.from_numpy(rng.standard_normal((num_images, 3, 64, 64)).astype(np.float32)) * 0.1
+        for row, label in np.argwhere(dense):
+            self.images[row, label % 3, 10 * label : 10 * label + 14] += 2
+        self.targets, self.bad = csr_matrix(dense), bad
+        self.ids = [f"toy {i}" for i in range(num_images)]
+        self.poison_after: int | None = None
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        self.taken += 1
+        if row in self.bad:
+            raise ValueError(f"image must be readable, cannot decode {self.ids[row]}")
+        image = self.images[row]
+        if self.poison_after is not None and self.taken > self.poison_after:
+            image = image * float("nan")
+        return {"image": image, "targets": self.targets[row].toarray()[0], "id": self.ids[row]}
+
+    def with_targets(self, change: Callable[[np.ndarray], None]) -> "Toys":
+        """The same images with other targets."""
+        other = Toys(len(self))
+        other.images, other.vocabulary = self.images, self.vocabulary
+        dense = self.targets.toarray()
+        change(dense)
+        other.targets = csr_matrix(dense)
+        return other
+
+
+def train(model: Any, dataset: Any, **options: Any) -> Trainer:
+    small = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "ema_decay": 0.0, "device": "cpu"}
+    trainer = Trainer(model, dataset, **(small | options))
+    trainer.fit()
+    return trainer
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -------------------------------------------------------------------------------------------------------------- laws
+
+
+@pytest.mark.parametrize("loss", ["asymmetric", "binary_cross_entropy"])
+def test_a_few_steps_reduce_the_loss(loss: str, make_model: MakeModel) -> None:
+    history = train(make_model(remember=False), Toys(), epochs=20, loss=loss, schedule="constant", lr=3e-3).history
+    assert len(history) == 20 and all(np.isfinite(record["loss"]) for record in history)
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+def test_seeded_runs_are_bit_identical_and_others_are_not(make_model: MakeModel) -> None:
+    options = {"augmentation": QueryAugmentation(noise=0.1, mixed=2, random_queries=2, word_dropout=0.3), "seed": 5}
+    one, two = (weights(train(make_model(), Toys(), **options)) for _ in range(2))
+    assert same(one, two)
+    assert not same(one, weights(train(make_model(), Toys(), **options | {"seed": 6})))
+
+
+def test_labels_of_unseen_words_cannot_influence_training(make_model: MakeModel) -> None:
+    data, val = Toys(), Toys(12, seed=1)
+
+    def zero(dense: np.ndarray) -> None:
+        dense[:, 4:] = 0
+
+    def unknown(dense: np.ndarray) -> None:
+        dense[:, 4:] = -1
+
+    def permute(dense: np.ndarray) -> None:
+        dense[:, 4:] = np.random.default_rng(0).permutation(dense[:, 4:])
+
+    options = {"holdout_words": 0.25, "ema_decay": 0.9}
+    reference = train(make_model(remember=False), data, val_dataset=val, **options)
+    for change in (zero, unknown, permute):
+        changed = train(
+            make_model(remember=False), data.with_targets(change), val_dataset=val.with_targets(change), **options
+        )
+        assert same(weights(changed), weights(reference))
+        for a, b in zip(changed.history, reference.history, strict=True):
+            assert {k: v for k, v in a.items() if k != "images_per_second"} == {
+                k: v for k, v in b.items() if k != "images_per_second"
+            }
+    other = train(make_model(remember=False), data.with_targets(lambda dense: dense[:, 0].fill(1)), **options)
+    assert not same(weights(other), weights(reference))  # labels of seen words do
+
+
+def test_unseen_words_are_not_even_known_to_the_trained_model(make_model: MakeModel) -> None:
+    trainer = train(make_model(remember=False), Toys())
+    assert trainer.model.vocabulary.words == SEEN and trainer.model.vocabulary.unseen == ()
+    expected = trainer.model.encode_words(list(SEEN))
+    torch.testing.assert_close(trainer.model.decoder.word_mean, expected.mean(0))
+    torch.testing.assert_close(trainer.model.decoder.word_scale, expected.std(0))
+
+
+def test_images_with_unseen_words_only_are_left_out(make_model: MakeModel) -> None:
+    data = Toys(16)
+
+    def strip(dense: np.ndarray) -> None:
+        dense[8:] = (0, 0, 0, 0, 1, 1)
+
+    stripped = data.with_targets(strip)
+    train(make_model(), stripped, epochs=1)
+    assert stripped.taken == 8
+    with pytest.raises(ValueError, match="dataset must have images with a seen word, got none"):
+        train(make_model(), data.with_targets(lambda dense: dense[:, :4].fill(0)))
+
+
+def test_held_out_words_are_seen_and_never_trained(make_model: MakeModel) -> None:
+    data, val = Toys(), Toys(12, seed=1)
+    reference = train(make_model(remember=False), data, val_dataset=val, holdout_words=0.25, epochs=1)
+    (heldout,) = reference.heldout
+    assert heldout in SEEN
+    label = WORDS.index(heldout)
+
+    def flip(dense: np.ndarray) -> None:
+        dense[:, label] = 1 - dense[:, label]
+
+    changed = train(make_model(remember=False), data.with_targets(flip), val_dataset=val, holdout_words=0.25, epochs=1)
+    rows = [set(t._rows().tolist()) for t in (reference, changed)]
+    assert rows[0] == rows[1] and same(weights(changed), weights(reference))
+    trained = reference.model.encode_words([word for word in SEEN if word != heldout])
+    torch.testing.assert_close(reference.model.decoder.word_mean, trained.mean(0))
+    assert set(reference.history[0]) >= {"seen_mean_average_precision", "heldout_mean_average_precision"}
+    choices = {Trainer(make_model(), data, val, holdout_words=0.5, seed=s, device="cpu").heldout for s in range(8)}
+    assert len(choices) > 1 and all(len(c) == 2 and set(c) < set(SEEN) for c in choices)
+    assert Trainer(make_model(), data, holdout_words=0.5, device="cpu").heldout == ()  # nothing to select on
+
+
+# ------------------------------------------------------------------------------------------------------- frozen, cached
+
+
+def test_frozen_encoder_keeps_weights_and_statistics(make_model: MakeModel) -> None:
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.image_encoder.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    train(model, Toys(), freeze_image_encoder=True, ema_decay=0.9)
+    assert same(before, model.image_encoder.state_dict())
+    train(model, Toys(), freeze_image_encoder=True, cache_features=True)
+    assert same(before, model.image_encoder.state_dict())
+    thawed = train(make_model(), Toys())
+    changed = {n for n, t in thawed.model.image_encoder.state_dict().items() if not torch.equal(t, before[n])}
+    assert any("running_mean" in name for name in changed) and any(name.endswith("weight") for name in changed)
+
+
+def test_cached_features_train_the_same_head(make_model: MakeModel) -> None:
+    found = []
+    for cache in (False, True):
+        model = make_model(dropout=0.0)
+        options = {"freeze_image_encoder": True, "cache_features": cache, "schedule": "constant", "lr": 1e-4}
+        found.append(train(model, Toys(bad=(3,)), val_dataset=Toys(12, seed=1), **options))
+    assert found[0].unreadable[0][0] == found[1].unreadable[0][0] == "toy 3"
+    for a, b in zip(found[0].history, found[1].history, strict=True):
+        # The unreadable row is skipped in its step without the cache, and replaced with it: losses differ a little.
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.15)
+    exact = []
+    for cache in (False, True):
+        options = {"freeze_image_encoder": True, "cache_features": cache, "schedule": "constant", "lr": 1e-4}
+        exact.append(train(make_model(dropout=0.0), Toys(), **options))
+    assert [r["loss"] for r in exact[0].history] == pytest.approx([r["loss"] for r in exact[1].history], rel=2e-3)
+    words = exact[0].model.word_embeddings
+    with torch.no_grad():
+        logits = [t.model(Toys().images[:4], words) for t in exact]
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=2e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------- selection
+
+
+def test_the_best_epoch_is_kept_and_saved(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted, snapshots = iter([0.1, 0.9, 0.3]), []
+
+    def validate(self: Trainer, model: Any, dataset: Any) -> dict[str, float]:
+        snapshots.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {"heldout_mean_average_precision": next(scripted)}
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    trainer = train(
+        make_model(), Toys(), val_dataset=Toys(8, seed=1), holdout_words=0.25, epochs=3, output=tmp_path, ema_decay=0.5
+    )
+    assert trainer.best_epoch == 2 and len(snapshots) == 3
+    assert same(weights(trainer), snapshots[1]) and not same(snapshots[1], snapshots[2])
+    assert same(ZeroShotClassifier.from_pretrained(tmp_path / "model").state_dict(), snapshots[1])
+    assert not trainer.model.training
+
+
+def test_without_held_out_words_the_last_epoch_is_kept(make_model: MakeModel, tmp_path: Path) -> None:
+    trainer = train(make_model(remember=False), Toys(), epochs=3, output=tmp_path)
+    assert trainer.best_epoch == 3
+    restored = ZeroShotClassifier.from_pretrained(tmp_path / "model")
+    assert same(restored.state_dict(), weights(trainer)) and restored.vocabulary.words == SEEN
+
+
+def test_log_has_one_row_an_epoch(make_model: MakeModel, tmp_path: Path) -> None:
+    trainer = train(make_model(), Toys(), val_dataset=Toys(8, seed=1), holdout_words=0.25, epochs=3, output=tmp_path)
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [float(row["loss"]) for row in rows] == [record["loss"] for record in trainer.history]
+    assert set(rows[0]) == {
+        "epoch",
+        "loss",
+        "lr",
+        "images_per_second",
+        "seen_mean_average_precision",
+        "heldout_mean_average_precision",
+    }
+
+
+def test_averaged_weights_do_not_change_the_training(make_model: MakeModel) -> None:
+    raw, averaged = (train(make_model(), Toys(), ema_decay=decay) for decay in (0.0, 0.9))
+    assert [r["loss"] for r in raw.history] == [r["loss"] for r in averaged.history]
+    assert not same(weights(raw), weights(averaged))
+
+
+# -------------------------------------------------------------------------------------------------------- what fails
+
+
+def test_nan_loss_names_the_last_good_model_and_leaves_it(make_model: MakeModel, tmp_path: Path) -> None:
+    data = Toys()
+    data.poison_after = 24  # the first epoch is sound
+    with pytest.raises(ValueError, match=rf"loss must be a number, got nan at step 3 of epoch 2; .*: {tmp_path}/model"):
+        train(make_model(), data, epochs=3, output=tmp_path)
+    restored = ZeroShotClassifier.from_pretrained(tmp_path / "model")
+    assert all(torch.isfinite(tensor).all() for tensor in restored.state_dict().values())
+    data.poison_after, data.taken = 0, 0
+    with pytest.raises(ValueError, match=r"at step 0 of epoch 1; lower lr \(now 0\.001\).*Last good model: none yet"):
+        train(make_model(), data, output=tmp_path / "other")
+    assert not (tmp_path / "other" / "model").exists()
+
+
+def test_unreadable_images_are_skipped_and_listed(make_model: MakeModel) -> None:
+    trainer = train(make_model(), Toys(bad=(3, 5)), epochs=1)
+    assert sorted(trainer.unreadable) == [
+        (f"toy {i}", f"image must be readable, cannot decode toy {i}") for i in (3, 5)
+    ]
+
+
+def test_an_unreadable_first_batch_brings_no_warning(make_model: MakeModel) -> None:
+    train(make_model(), Toys(bad=tuple(range(23))), batch_size=4, epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_no_readable_image_at_all(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"dataset must have readable images, none could be read; first: .*toy"):
+        train(make_model(), Toys(bad=tuple(range(24))))
+
+
+def test_all_option_errors_come_at_once(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="Trainer options must fit together, got: ") as caught:
+        Trainer(
+            make_model(), Toys(), epochs=0, lr=-1, schedule="steps", precision="int8", ema_decay=1, cache_features=True
+        )
+    for part in (
+        "epochs, steps_per_epoch and batch_size must be at least 1",
+        "lr must be positive",
+        "schedule must be 'one_cycle', 'cosine' or 'constant', got 'steps'",
+        "precision must be 'fp32', 'bf16' or 'fp16', got 'int8'",
+        "ema_decay, holdout_words and warmup must be in [0, 1)",
+        "cache_features needs freeze_image_encoder=True",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(ValueError, match=r"loss must be one of \['asymmetric', 'binary_cross_entropy'\], got 'hinge'"):
+        Trainer(make_model(), Toys(), loss="hinge")
+    with pytest.raises(ValueError, match="device must be auto or one of"):
+        train(make_model(), Toys(), device="tpu")
+
+
+def test_unknown_loss_options_are_refused_at_construction(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="gama"):
+        train(make_model(), Toys(), loss_options={"gama": 1})
+
+
+def test_words_that_do_not_fit(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="dataset must have seen words to train on, got none"):
+        Trainer(make_model(), Toys(seen=()))
+    with pytest.raises(ValueError, match="dataset must have 6 seen words for class queries, got 4 seen of 6"):
+        Trainer(make_model(num_classes=6), Toys())
+
+
+# ----------------------------------------------------------------------------------------------------- other settings
+
+
+def test_class_mode_trains(make_model: MakeModel) -> None:
+    model = make_model(num_classes=6, num_groups=3)
+    history = train(model, Toys(seen=WORDS), val_dataset=Toys(8, seen=WORDS), epochs=6, schedule="constant").history
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert model.vocabulary.words == WORDS and "seen_mean_average_precision" in history[0]
+
+
+def test_steps_per_epoch_visit_every_image_equally(make_model: MakeModel) -> None:
+    data = Toys(12)
+    trainer = train(make_model(), data, epochs=3, steps_per_epoch=2, batch_size=6)
+    assert data.taken == 36
+    order = [row for epoch in (1, 2, 3) for batch in trainer._batches(data, epoch, 0, 1) for row in batch.rows.tolist()]
+    assert all(order.count(row) == 3 for row in range(12)) and order[:12] != order[12:24]
+
+
+def test_processes_share_each_step(make_model: MakeModel) -> None:
+    trainer = Trainer(make_model(), Toys(16), batch_size=8, steps_per_epoch=2, device="cpu")
+    whole = [batch.rows.tolist() for batch in trainer._batches(trainer.dataset, 1, 0, 1)]
+    halves = [[b.rows.tolist() for b in trainer._batches(trainer.dataset, 1, process, 2)] for process in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_schedules_rise_and_end_near_zero() -> None:
+    for schedule in ("one_cycle", "cosine"):
+        rates = [zsmld.trainer._rate(schedule, step / 100, 0.2) for step in range(101)]
+        assert max(rates) == pytest.approx(1) and rates.index(max(rates)) == 20
+        assert rates[0] <= 0.05 and rates[-1] == pytest.approx(0, abs=1e-6)
+        assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
+    assert {zsmld.trainer._rate("constant", p, 0.2) for p in (0.0, 0.5, 1.0)} == {1.0}
+
+
+def test_matrices_decay_and_vectors_do_not(make_model: MakeModel) -> None:
+    decayed, free = zsmld.trainer._parameter_groups(make_model(), 0.1)
+    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim <= 1 for p in free["params"])
+
+
+def test_clipping_and_bf16_train(make_model: MakeModel) -> None:
+    trainer = train(make_model(), Toys(), precision="bf16", max_grad_norm=0.5, schedule="cosine")
+    assert all(tensor.dtype != torch.bfloat16 for tensor in trainer.model.state_dict().values())
+    assert np.isfinite(trainer.history[-1]["loss"])
+
+
+def test_a_model_trained_in_bf16_scores_like_its_saved_copy(make_model: MakeModel, tmp_path: Path) -> None:
+    trainer = train(make_model(), Toys(), precision="bf16", output=tmp_path, epochs=1)
+    restored = ZeroShotClassifier.from_pretrained(tmp_path / "model")
+    images, words = Toys().images[:2], restored.word_embeddings
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.model(images, words), restored(images, words), rtol=0, atol=1e-5)
+
+
+def test_captions_are_queries_when_the_dataset_has_them(make_model: MakeModel) -> None:
+    data = Toys()
+    data.captions = {"bird": ["dog", "cat"], "lamp": ["beach", "boat"]}
+    trainer = train(make_model(), data, augmentation=QueryAugmentation(captions=2), epochs=1)
+    embeddings, truth = trainer._captions
+    assert embeddings.shape == (2, 16)
+    assert truth.tolist() == [[True, True, False, False], [False, False, False, True]]  # an unseen word tells nothing
