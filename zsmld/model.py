@@ -157,13 +157,20 @@ class ZeroShotClassifier(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- save and load
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `model.safetensors` and `config.json` to a folder, each completely or not at all."""
+    def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write `model.safetensors` and `config.json` to a folder, each completely or not at all.
+
+        Args:
+            folder: made if it does not exist.
+            state_dict: weights to write instead of the current ones, for instance averaged ones.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in (state_dict or self.state_dict()).items()
+        }
         if self.word_embeddings is not None:
             tensors["word_embeddings"] = self.word_embeddings.contiguous()
         config = {

@@ -221,10 +221,10 @@ class Trainer:
             if selected_by > best:  # without held-out words every epoch is better than the one before
                 best, self.best_epoch = selected_by, epoch
                 best_weights = {name: tensor.detach().clone() for name, tensor in trained.state_dict().items()}
-                if accelerator.is_main_process:
-                    self._save(best_weights)
-            if accelerator.is_main_process:
-                self._log(record)
+                if self.output is not None and accelerator.is_main_process:
+                    model.save_pretrained(Path(self.output) / "model", best_weights)
+            if self.output is not None and accelerator.is_main_process:
+                self._log(record, Path(self.output) / "log.csv")
             if shown:
                 tqdm.write(_one_line(record))
         bar.close()
@@ -363,25 +363,15 @@ class Trainer:
             figures["heldout_mean_average_precision"] = mean_average_precision(aps[heldout], "skip")
         return figures
 
-    def _save(self, weights: dict[str, Tensor]) -> None:
-        if self.output is None:
-            return
-        current = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(weights)
-        self.model.save_pretrained(Path(self.output) / "model")
-        self.model.load_state_dict(current)
-
     def _saved_where(self) -> str:
         return "none yet" if self.output is None or not self.history else str(Path(self.output) / "model")
 
-    def _log(self, record: dict[str, float]) -> None:
-        if self.output is None:
-            return
-        path = Path(self.output) / "log.csv"
+    def _log(self, record: dict[str, float], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w" if len(self.history) == 1 else "a", newline="") as file:
+        first = len(self.history) == 1
+        with path.open("w" if first else "a", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(record))
-            if len(self.history) == 1:
+            if first:
                 writer.writeheader()
             writer.writerow(record)
 
