@@ -145,7 +145,8 @@ def _predict(options: argparse.Namespace) -> int:
     suffix = Path(options.output).suffix if options.output else ""
     if options.output and suffix not in (".jsonl", ".csv"):
         raise ValueError(f"--output must end in .jsonl or .csv, got {options.output}; rename it")
-    images = list_images(options.images)
+    # One path that is not there is a mistake to refuse; one of several is an image that cannot be read.
+    images = list_images(options.images[0] if len(options.images) == 1 else options.images)
     model = ZeroShotClassifier.from_pretrained(options.model)
     predictor = Predictor(
         model, words, device=options.device, batch_size=options.batch_size, num_workers=options.num_workers
