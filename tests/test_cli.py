@@ -275,3 +275,49 @@ def test_an_image_of_any_mode_is_predicted(model_folder: Path, tmp_path: Path) -
         Image.new(mode, (9, 9)).save(tmp_path / f"{mode.replace(';', '')}.tiff")
     assert main(["predict", str(tmp_path), "--model", str(model_folder), "--output", str(tmp_path / "t.jsonl")]) == 0
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 6
+
+
+def test_overrides_may_stand_after_options(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe_file), "--print-config", "trainer.epochs=7"]) == 0
+    assert "epochs: 7" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", str(recipe_file), "--print-confg", "trainer.epochs=7"])
+    assert "unrecognized arguments: --print-confg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["", " , "])
+def test_an_empty_word_list_is_refused(
+    words: str, model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(photos / "images"), "--model", str(model_folder), "--words", words]) == 2
+    assert "words must have at least one word, got none" in capsys.readouterr().err
+
+
+def test_real_photos_train_and_predict(real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Forty COCO photos, the real MobileNetV2 and MiniLM: the line of README's "Your own photos"."""
+    lines = (real / "coco_photos" / "labels.csv").read_text().splitlines()[:41]
+    (tmp_path / "photos.csv").write_text("\n".join(lines) + "\n")
+    arguments = [
+        f"dataset.path={tmp_path / 'photos.csv'}",
+        f"dataset.root={real / 'coco_photos' / 'images'}",
+        f"dataset.partition={real / 'coco_photos' / 'zero_shot_partitions.json'}#48/17",
+        "image_encoder.spec=timm:mobilenetv2_100",
+        f"image_encoder.checkpoint_path={real / 'weights' / 'mobilenetv2_100_tf2_ptq.safetensors'}",
+        "image_encoder.model_kwargs={pad_type: same}",
+        "image_encoder.mean=[0.5, 0.5, 0.5]",
+        "image_encoder.std=[0.5, 0.5, 0.5]",
+        "decoder.decoder_dim=64",
+        "trainer.epochs=2",
+        "trainer.batch_size=8",
+        "trainer.device=cpu",
+    ]
+    assert main(["train", "custom", *arguments, "--output", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "ZSL (unseen words)" in shown and "GZSL (all words)" in shown
+    photos = sorted((real / "coco_photos" / "images").iterdir())[:3]
+    output = tmp_path / "tags.jsonl"
+    words = ["--words", "zebra,stop sign,violin", "--output", str(output)]
+    assert main(["predict", *map(str, photos), "--model", str(tmp_path / "run" / "model"), *words]) == 0
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["path"] for record in records] == [str(photo) for photo in photos]
+    assert all(sorted(record["words"]) == ["stop sign", "violin", "zebra"] for record in records)

@@ -398,3 +398,19 @@ def test_unknown_names_are_refused(model, scenes):
         Evaluator("scenes_zsl", device="tpu").evaluate(model, scenes)
     with pytest.raises(ValueError, match=r"batch_size must be ≥ 1 and num_workers ≥ 0, got 0 and 0"):
         Evaluator("scenes_zsl", device="cpu", batch_size=0).evaluate(model, scenes)
+
+
+def test_words_the_model_was_trained_on_are_no_unseen_words(scenes, text_encoder):
+    model = small_model(text_encoder=text_encoder)
+    unseen = scenes.vocabulary.unseen[0]
+    trained = Vocabulary([scenes.vocabulary.words[0], unseen])
+    model.remember_words(trained, torch.zeros(2, model.decoder.text_dim))
+    with pytest.raises(ValueError, match=rf"the model was trained on \['{unseen}'\] \(1 of 20\)"):
+        Evaluator("scenes_zsl", device="cpu").evaluate(model, scenes)
+
+
+def test_the_models_mode_is_kept(model, scenes):
+    model.train()
+    Evaluator("scenes_zsl", device="cpu").evaluate(model, scenes)
+    assert model.training
+    model.eval()

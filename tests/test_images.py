@@ -192,12 +192,14 @@ def test_unknown_spec(spec: str) -> None:
 
 
 def test_unknown_model_has_similar_names() -> None:
-    with pytest.raises(ValueError, match=r"a model timm knows, got 'resnet81'; see \[.*'resnet18'"):
+    with pytest.raises(
+        ValueError, match=r"image_encoder must be one timm knows, got 'resnet81' .*similar names: \[.*'resnet18'"
+    ):
         ImageEncoder("timm:resnet81", pretrained=False)
 
 
 def test_open_clip_without_weights() -> None:
-    with pytest.raises(ValueError, match=r"open_clip:ARCH/PRETRAINED, got 'open_clip:ViT-B-32'"):
+    with pytest.raises(ValueError, match=r"must name weights of ViT-B-32 or a file, got 'none'; it has .*openai"):
         ImageEncoder("open_clip:ViT-B-32")
 
 
@@ -219,10 +221,10 @@ def test_checkpoint_must_exist_and_fit(tmp_path: Path) -> None:
         ImageEncoder("timm:test_resnet", checkpoint_path=tmp_path / "bad.safetensors", image_size=64)
 
 
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3)])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3), (1, 3, 32, 32)])
 def test_images_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
     encoder = ImageEncoder("timm:test_resnet", pretrained=False, image_size=64)
-    with pytest.raises(ValueError, match=r"images must be \(B, 3, 64, 64\), got .*; pass each through"):
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, 64, 64\) of floats, got .*; pass each through"):
         encoder(torch.zeros(shape))
 
 
@@ -392,3 +394,57 @@ def test_damaged_bytes_are_an_image_or_a_value_error(kind: str, changes: list, p
         assert load_image(bytes(content[: len(content) * percent // 100])).mode == "RGB"
     except ValueError as error:
         assert "image must be readable" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("timm:resnet18.nonsense", {}, "image_encoder must be one timm knows, got 'resnet18.nonsense'"),
+        (
+            "timm:resnet18",
+            {"stage": 9, "pretrained": False},
+            "stage must be one timm knows, got 'resnet18' with stage=9",
+        ),
+        (
+            "timm:resnet18",
+            {"image_size": 0, "pretrained": False},
+            "image_size must be a positive number of pixels, got 0",
+        ),
+        ("open_clip:ViT-B-33/openai", {}, "must name a known architecture, got 'ViT-B-33'; see .*ViT-B-32"),
+        ("open_clip:ViT-B-32/nothing", {}, "must name weights of ViT-B-32 or a file, got 'nothing'"),
+    ],
+)
+def test_names_that_are_nearly_right(spec: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageEncoder(spec, **options)
+
+
+def test_weights_files_are_never_unpickled(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "touched",))
+
+    torch.save({"state_dict": {"conv1.weight": Malicious()}}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="checkpoint_path must hold weights and nothing else"):
+        ImageEncoder("timm:resnet18", pretrained=False, checkpoint_path=tmp_path / "weights.pth")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_open_clip_without_pretraining_reads_no_weights(tmp_path: Path) -> None:
+    """A local open_clip folder with weights, built without them, has others."""
+    import json
+
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = {"model_cfg": open_clip.get_model_config("RN50"), "preprocess_cfg": {}}
+    config["model_cfg"]["vision_cfg"] |= {"layers": [1, 1, 1, 1], "width": 16}
+    config["model_cfg"]["text_cfg"] |= {"layers": 1, "width": 64, "heads": 2}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    model = open_clip.create_model(f"local-dir:{tmp_path}", load_weights=False)
+    save_file(
+        {name: torch.full_like(t, 0.125) for name, t in model.state_dict().items()},
+        tmp_path / "open_clip_model.safetensors",
+    )
+    kernels = [ImageEncoder(f"open_clip:{tmp_path}", pretrained=p).body.conv1.weight for p in (True, False)]
+    assert (kernels[0] == 0.125).all() and not (kernels[1] == 0.125).any()

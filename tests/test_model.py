@@ -317,3 +317,15 @@ def test_words_are_no_state_of_the_network(make_model: MakeModel) -> None:
     model, other = make_model(), make_model(remember=False)
     assert list(model.state_dict()) == list(other.state_dict())
     assert np.isclose(sum(p.numel() for p in model.parameters()), sum(p.numel() for p in other.parameters()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"checkpoint_path": "/etc/passwd"}, {"model_kwargs": {"checkpoint_path": "/etc/passwd"}}, {"pretrained": True}],
+)
+def test_a_config_cannot_make_us_read_other_files(change: dict, saved: tuple[ZeroShotClassifier, Path]) -> None:
+    config = json.loads((saved[1] / "config.json").read_text())
+    config["image_encoder"] |= change
+    (saved[1] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"must not set \['(checkpoint_path|pretrained)'\] of its image encoder"):
+        ZeroShotClassifier.from_pretrained(saved[1])

@@ -276,7 +276,7 @@ def test_class_mode_scores_its_classes_and_no_other(make_model: MakeModel, image
     predictor = make(model)
     assert predictor.score(images)[0].shape == (7, 3)
     assert set(next(predictor.predict(images[0])).words) == {"dog", "cat", "tree"}
-    with pytest.raises(ValueError, match="words must be the classes of the model in their order"):
+    with pytest.raises(ValueError, match="words must be the 3 classes of the model in their order"):
         predictor.set_words(["cat", "dog", "tree"])
     with pytest.raises(ValueError, match="words cannot be added in class mode"):
         predictor.add_words(["zebra"])
@@ -318,3 +318,20 @@ def test_one_text_is_no_list_of_templates(model: Any) -> None:
 
 def test_score_gives_an_array_no_path(model: Any) -> None:
     assert make(model).score([np.zeros((3, 3), np.float32)])[1][0].path is None
+
+
+def test_unnamed_classes_take_any_names(make_model: MakeModel, images: list[Image.Image]) -> None:
+    predictor = make(make_model(num_classes=3), ["a", "b", "c"])
+    assert set(next(predictor.predict(images[0], top_k=3)).words) == {"a", "b", "c"}
+    with pytest.raises(ValueError, match=r"words must be the 3 classes of the model .*, got 2 words"):
+        make(make_model(num_classes=3), ["a", "b"])
+
+
+def test_what_is_no_image_is_refused_and_a_wrong_tensor_set_aside(model: Any, images: list[Image.Image]) -> None:
+    for wrong in (None, [None, images[0]], [3]):
+        with pytest.raises(TypeError, match=r"(images|each image) must be a path, an image"):
+            make(model).predict(wrong)
+    mixed = [torch.zeros(3, 64, 64), torch.zeros(3, 32, 32), images[0]]
+    errors = [p.error for p in make(model).predict(mixed)]
+    assert errors[0] is None and errors[2] is None
+    assert "an image tensor must be transformed, (3, 64, 64), got (3, 32, 32)" in errors[1]

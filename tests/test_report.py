@@ -283,3 +283,22 @@ def test_a_partition_without_any_known_entry_still_makes_a_page():
     report = make_report()
     report.targets[:, : len(report.vocabulary.seen)] = -1
     assert Page(report.to_html()).tables
+
+
+def test_labels_per_image_of_seen_and_unseen_add_up_to_all():
+    from zsmld import Vocabulary
+    from zsmld.evaluator import evaluate_scores
+    from zsmld.protocols import Protocol
+    from zsmld.report import Report
+
+    rng = np.random.default_rng(0)
+    vocabulary = Vocabulary([f"word {i}" for i in range(9)], seen=[f"word {i}" for i in range(5)])
+    targets = (rng.random((40, 9)) < [0.5] * 5 + [0.1] * 4).astype(np.int8)
+    scores = rng.standard_normal((40, 9)).astype(np.float32)
+    figures = evaluate_scores(scores, targets, vocabulary, Protocol.named("gzsl"))
+    dataset = {"name": "d", "split": "test", "num_unreadable": 0, "unreadable": []}
+    report = Report(figures, {}, dataset, [], {}, "gzsl", vocabulary, scores, targets, [])
+    cells = {row[0].strip(): float(row[3]) for row in report._headline()}
+    assert cells["of which seen"] == round(targets[:, :5].sum() / 40, 3)
+    assert cells["of which unseen"] == cells["ZSL (unseen words)"] == round(targets[:, 5:].sum() / 40, 3)
+    assert cells["GZSL (all words)"] == round(targets.sum() / 40, 3)

@@ -135,3 +135,11 @@ def test_build_dataset() -> None:
         build_dataset("scene")
     with pytest.raises(ValueError, match=r"dataset 'scenes' takes \[.*'seed'.*\], got \['sed'\] besides"):
         build_dataset("scenes", sed=1)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_scene_does_not_depend_on_how_many_there_are(split: str) -> None:
+    few, many = Scenes(split, num_images=7), Scenes(split, num_images=200)
+    assert (few.targets != many.targets[:7]).nnz == 0
+    for i in range(7):
+        assert few[i]["image"].tobytes() == many[i]["image"].tobytes()

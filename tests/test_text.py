@@ -1,5 +1,6 @@
 """TextEncoder: real MiniLM embeddings, word-vector files, open_clip towers, and the cache on disk."""
 
+import hashlib
 import importlib.util
 import shutil
 import sqlite3
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -121,14 +123,20 @@ def test_minilm_with_another_file_is_refused(file: str, tmp_path: Path, monkeypa
 def test_minilm_without_its_package_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def network(name: str, device: torch.device) -> CountingBackend:
-        asked.append(name)
-        return CountingBackend()
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, "model.safetensors" in allow_patterns))
+        return str(tmp_path)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(zsmld.text, "_SentenceTransformer", network)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(zsmld.text, "_SentenceTransformer", lambda folder, device: CountingBackend())
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match=r"must be the official file .*, got another"):
+        TextEncoder("minilm", cache_dir=tmp_path).encode(["dog"])
+    official = hashlib.sha256(b"other weights").hexdigest()
+    monkeypatch.setitem(zsmld.text._MINILM_SHA256, "model.safetensors", official)
     TextEncoder("minilm", cache_dir=tmp_path).encode(["dog"])
-    assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
+    assert asked == [("sentence-transformers/all-MiniLM-L6-v2", True)] * 2
 
 
 # ------------------------------------------------------------------------------------------------------------ cache
@@ -371,7 +379,7 @@ def test_missing_vector_file() -> None:
 
 
 def test_open_clip_without_weights_is_refused_before_it_is_built(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"name its weights as open_clip:ARCH/PRETRAINED, got 'open_clip:ViT-B-32'"):
+    with pytest.raises(ValueError, match=r"must name weights of ViT-B-32 or a file, got 'none'; it has .*openai"):
         TextEncoder("open_clip:ViT-B-32", cache_dir=tmp_path).encode(["dog"])
 
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-import zsmld.trainer
 from zsmld import Trainer, Vocabulary, ZeroShotClassifier
 from zsmld.augmentation import QueryAugmentation
+from zsmld.decoder import MLDecoder
+from zsmld.losses import asymmetric_loss
+from zsmld.trainer.optimization import learning_rate_factor, parameter_groups
 
 MakeModel = Callable[..., Any]
 WORDS = ("dog", "cat", "red car", "beach", "boat", "tree")
@@ -343,15 +346,15 @@ def test_processes_share_each_step(make_model: MakeModel) -> None:
 
 def test_schedules_rise_and_end_near_zero() -> None:
     for schedule in ("one_cycle", "cosine"):
-        rates = [zsmld.trainer._rate(schedule, step / 100, 0.2) for step in range(101)]
+        rates = [learning_rate_factor(schedule, step / 100, 0.2) for step in range(101)]
         assert max(rates) == pytest.approx(1) and rates.index(max(rates)) == 20
         assert rates[0] <= 0.05 and rates[-1] == pytest.approx(0, abs=1e-6)
         assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
-    assert {zsmld.trainer._rate("constant", p, 0.2) for p in (0.0, 0.5, 1.0)} == {1.0}
+    assert {learning_rate_factor("constant", p, 0.2) for p in (0.0, 0.5, 1.0)} == {1.0}
 
 
 def test_matrices_decay_and_vectors_do_not(make_model: MakeModel) -> None:
-    decayed, free = zsmld.trainer._parameter_groups(make_model(), 0.1)
+    decayed, free = parameter_groups(make_model(), 0.1)
     assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim <= 1 for p in free["params"])
 
@@ -377,3 +380,131 @@ def test_captions_are_queries_when_the_dataset_has_them(make_model: MakeModel) -
     embeddings, truth = trainer._captions
     assert embeddings.shape == (2, 16)
     assert truth.tolist() == [[True, True, False, False], [False, False, False, True]]  # an unseen word tells nothing
+
+
+# --------------------------------------------------------------------------- what a step and a selection really compute
+
+
+def test_the_first_loss_is_the_mean_over_images_of_the_seeded_batch(make_model: MakeModel) -> None:
+    data, options = Toys(), {"steps_per_epoch": 1, "epochs": 1, "seed": 3, "standardize_words": False}
+    model, twin = (make_model(dropout=0.0) for _ in range(2))
+    reported = train(model, data, **options).history[0]["loss"]
+    rows = np.random.default_rng([3, 0]).permutation(len(data))[:8]
+    logits = twin.train()(data.images[rows], twin.encode_words(SEEN))
+    expected = asymmetric_loss(logits, torch.from_numpy(data.targets.toarray()[rows][:, :4])) / 8
+    assert reported == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_selection_figures_are_the_average_precisions_of_their_words(make_model: MakeModel) -> None:
+    """Held-out and trained words are not mixed up: both figures by hand, from the model of the only epoch."""
+    val = Toys(30, seed=1)
+    trainer = train(make_model(remember=False), Toys(), val_dataset=val, holdout_words=0.5, epochs=1)
+    model = trainer.model.eval()
+    with torch.no_grad():
+        scores = model(val.images, model.encode_words(WORDS)).numpy()
+    targets = val.targets.toarray()
+    aps = {w: average_precision_score(targets[:, i], scores[:, i]) for i, w in enumerate(WORDS)}
+    assert len(trainer.heldout) == 2
+    heldout = np.mean([aps[word] for word in trainer.heldout])
+    trained = np.mean([aps[word] for word in SEEN if word not in trainer.heldout])
+    assert abs(heldout - trained) > 1e-3, "the two figures must differ for this test to mean anything"
+    assert trainer.history[0]["heldout_mean_average_precision"] == pytest.approx(heldout, abs=1e-6)
+    assert trainer.history[0]["seen_mean_average_precision"] == pytest.approx(trained, abs=1e-6)
+
+
+def test_only_words_that_occur_in_the_validation_images_are_held_out(make_model: MakeModel, tmp_path: Path) -> None:
+    def empty_two(dense: np.ndarray) -> None:
+        dense[:, :2] = 0
+
+    def empty(dense: np.ndarray) -> None:
+        dense[:] = 0
+
+    val = Toys(12, seed=1)
+    for seed in range(5):
+        trainer = Trainer(make_model(), Toys(), val.with_targets(empty_two), holdout_words=0.5, seed=seed)
+        assert set(trainer.heldout) == {"red car", "beach"}
+    trainer = train(make_model(), Toys(), val_dataset=val.with_targets(empty), holdout_words=0.5, epochs=3)
+    assert trainer.heldout == () and trainer.best_epoch == 3
+    assert len(Trainer(make_model(), Toys(), val, holdout_words=0.01).heldout) == 1
+
+
+def test_a_validation_set_of_other_words_is_refused(make_model: MakeModel) -> None:
+    other = Toys(12, seed=1)
+    other.vocabulary = Vocabulary(WORDS[::-1], seen=SEEN)
+    with pytest.raises(ValueError, match="val_dataset must have the vocabulary of dataset"):
+        Trainer(make_model(), Toys(), other)
+
+
+def test_the_learning_rate_follows_the_schedule(make_model: MakeModel) -> None:
+    options = {"epochs": 4, "steps_per_epoch": 2, "schedule": "cosine", "warmup": 0.25, "lr": 2e-3}
+    rates = [record["lr"] for record in train(make_model(), Toys(), **options).history]
+    expected = [2e-3 * learning_rate_factor("cosine", step / 8, 0.25) for step in (2, 4, 6, 8)]
+    assert rates == pytest.approx(expected) and len(set(rates)) == 4
+
+
+def test_every_step_draws_its_own_augmentation(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+    original = QueryAugmentation.__call__
+
+    def spy(self: QueryAugmentation, words: Tensor, *rest: Any) -> Any:
+        queries, targets = original(self, words, *rest)
+        drawn.append(queries.clone())
+        return queries, targets
+
+    monkeypatch.setattr(QueryAugmentation, "__call__", spy)
+    for _ in range(2):
+        train(make_model(), Toys(), augmentation=QueryAugmentation(noise=0.5), epochs=2, steps_per_epoch=2)
+    assert len(drawn) == 8
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:4], drawn[4:], strict=True))
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:4])
+
+
+def test_augmented_queries_are_what_is_trained_on(make_model: MakeModel) -> None:
+    plain, noisy = (
+        weights(train(make_model(), Toys(), augmentation=QueryAugmentation(noise=noise))) for noise in (0.0, 1.0)
+    )
+    assert not same(plain, noisy)
+
+
+def test_clipping_changes_the_training(make_model: MakeModel) -> None:
+    free, clipped = (weights(train(make_model(), Toys(), max_grad_norm=norm)) for norm in (0.0, 1e-6))
+    assert not same(free, clipped)
+
+
+def test_precision_is_what_the_network_computes_in(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[torch.dtype] = []
+    original = MLDecoder.decode
+
+    def spy(self: MLDecoder, memory: Tensor, *rest: Tensor) -> Tensor:
+        if self.training:
+            inside.append(memory.dtype)
+        return original(self, memory, *rest)
+
+    monkeypatch.setattr(MLDecoder, "decode", spy)
+    train(make_model(), Toys(), precision="bf16", epochs=1)
+    assert set(inside) == {torch.bfloat16}
+    inside.clear()
+    train(make_model(), Toys(), epochs=1)
+    assert set(inside) == {torch.float32}
+
+
+def test_a_frozen_encoder_can_be_trained_later(make_model: MakeModel) -> None:
+    model = make_model()
+    train(model, Toys(), freeze_image_encoder=True)
+    before = {name: p.clone() for name, p in model.image_encoder.named_parameters()}
+    assert all(p.requires_grad for p in model.image_encoder.parameters())
+    train(model, Toys(), lr=1e-2)
+    assert all(not torch.equal(p, before[name]) for name, p in model.image_encoder.named_parameters() if p.ndim > 1)
+
+
+def test_a_second_fit_starts_its_log_again(make_model: MakeModel, tmp_path: Path) -> None:
+    trainer = Trainer(make_model(), Toys(), output=tmp_path, epochs=2, batch_size=8, device="cpu")
+    trainer.fit()
+    trainer.fit()
+    assert [record["epoch"] for record in trainer.history] == [1, 2]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+
+
+def test_the_reduction_is_not_an_option(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="loss_options must not have reduction"):
+        Trainer(make_model(), Toys(), loss_options={"reduction": "mean"})

@@ -31,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 done but some images could not be read, 2 refused.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if not all(hasattr(options, "overrides") and "=" in text and not text.startswith("-") for text in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes a list in one place only; overrides may stand after options as well
+        options.overrides += rest
     if options.version:
         from zsmld import __version__
 
@@ -136,11 +140,13 @@ def _predict(options: argparse.Namespace) -> int:
     from zsmld import Predictor, ZeroShotClassifier
     from zsmld.predictor import list_images
 
-    if options.words and options.words_file:
+    if options.words is not None and options.words_file is not None:
         raise ValueError("words must be given once, got --words and --words-file; leave one out")
-    words = [word for word in (options.words or "").split(",") if word.strip()] or None
-    if options.words_file:
-        lines = Path(options.words_file).read_text(encoding="utf-8").splitlines()
+    words = None  # those of the model
+    if options.words is not None:
+        words = [word for word in options.words.split(",") if word.strip()]
+    if options.words_file is not None:
+        lines = Path(options.words_file).read_text(encoding="utf-8-sig").splitlines()
         words = [line for line in lines if line.strip()]
     suffix = Path(options.output).suffix if options.output else ""
     if options.output and suffix not in (".jsonl", ".csv"):
@@ -187,10 +193,13 @@ def _train(options: argparse.Namespace) -> int:
     trainer = recipe.build_trainer(output, progress=True)
     test = recipe.build_dataset("test") if recipe.has_split("test") else None
     protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
-    print(f"train   {trainer.dataset!r}\nselect  {trainer.val_dataset!r} by {len(trainer.heldout)} held-out seen words")
+    print(f"train   {trainer.dataset!r}")
+    if trainer.heldout:
+        print(f"select  by the mAP of {len(trainer.heldout)} held-out seen words on {trainer.val_dataset!r}")
+    else:
+        print("select  the last epoch: no seen words are held out")
     print(f"model   {trainer.model!r}")
     model = trainer.fit()
-    model.save_pretrained(output / "model")
     print(f"epoch {trainer.best_epoch} of {trainer.epochs} was selected; model: {output / 'model'}")
     for image_id, error in trainer.unreadable[:10]:
         print(f"left out {image_id}: {error}", file=sys.stderr)

@@ -261,7 +261,9 @@ class MLDecoder(nn.Module):
                 f"pass the embeddings of all seen words"
             )
         self.word_mean.copy_(seen_embeddings.mean(0))
-        self.word_scale.copy_(seen_embeddings.std(0).clamp_min(1e-6))
+        deviation = seen_embeddings.std(0)
+        # A dimension in which the seen words do not differ is left as it is: it says nothing, and must not blow up.
+        self.word_scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def word_queries(self, word_embeddings: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Everything on the query side that does not depend on the image; compute it once per vocabulary.

@@ -57,7 +57,7 @@ class Evaluator:
         """Score every image of a dataset and compute the protocol's figures.
 
         Args:
-            model: known words are looked up in it, new ones encoded by its own text encoder.
+            model: moved to the device; known words are looked up in it, new ones encoded by its own text encoder.
             dataset: usually its test split; the vocabulary's partition says which words are unseen.
 
         Returns:
@@ -70,6 +70,13 @@ class Evaluator:
         vocabulary = dataset.vocabulary
         for part in self.protocol.parts:  # refuse what does not fit before the long work
             self.protocol.ranked_labels(part, vocabulary)
+        known = model.vocabulary
+        trained = [word for word in vocabulary.unseen if known is not None and word in known.seen]
+        if trained and self.protocol.task != "supervised":
+            raise ValueError(
+                f"dataset must hold words unseen in training as unseen, the model was trained on {trained[:5]} "
+                f"({len(trained)} of {len(vocabulary.unseen)}); use the partition it was trained with"
+            )
         classes = model.vocabulary if model.decoder.text_dim is None else None
         if classes is not None and classes.words != vocabulary.words:
             raise ValueError(

@@ -35,6 +35,13 @@ class ImageTransform:
         interpolation: "bilinear" or "bicubic".
         resize: "squash" resizes both sides and keeps everything in view, the habit of multi-label work and the
             default; "crop" resizes the short side and crops the centre.
+
+    Raises:
+        ValueError: on an unknown option, a size below one, or not three channels.
+
+    Example:
+        >>> ImageTransform(image_size=32)(Image.new("RGB", (80, 60))).shape
+        torch.Size([3, 32, 32])
     """
 
     image_size: int
@@ -121,6 +128,10 @@ class ImageEncoder(nn.Module):
         resize: Resize = "squash",
     ) -> None:
         super().__init__()
+        if image_size is not None and image_size < 1:
+            raise ValueError(
+                f"image_size must be a positive number of pixels, got {image_size}; leave it out for default"
+            )
         self.body: Any  # timm's and open_clip's networks share no type
         kind, _, name = spec.partition(":")
         if kind not in ("timm", "open_clip") or not name:
@@ -170,31 +181,26 @@ class ImageEncoder(nn.Module):
         options["pretrained"] = pretrained and checkpoint_path is None
         try:
             self.body = _create_timm(name, options | ({} if image_size is None else {"img_size": image_size}))
-        except RuntimeError as error:
-            if "Unknown model" not in str(error):
+        except (RuntimeError, IndexError) as error:
+            known = {"Unknown model": "image_encoder", "Invalid pretrained tag": "image_encoder", "index": "stage"}
+            argument = next((argument for text, argument in known.items() if text in str(error)), None)
+            if argument is None:
                 raise
-            similar = difflib.get_close_matches(name, timm.list_models(), 3) or "timm.list_models()"
-            raise ValueError(f"image_encoder must be a model timm knows, got {name!r}; see {similar}") from error
+            similar = difflib.get_close_matches(name, timm.list_models(pretrained=True) + timm.list_models(), 3)
+            raise ValueError(
+                f"{argument} must be one timm knows, got {name!r} with stage={self.stage}: {error}; "
+                f"similar names: {similar or 'see timm.list_models()'}"
+            ) from error
         if is_folder:  # what a checkpoint stores must mean something where this folder is not
             self.spec = f"timm:{self.body.pretrained_cfg['architecture']}"
         own = resolve_model_data_config(self.body)
-        own["image_size"] = image_size or own["input_size"][1]
+        own["image_size"] = own["input_size"][1] if image_size is None else image_size
         if checkpoint_path is not None:
             _load_timm_checkpoint(self.body, Path(checkpoint_path))
         return own
 
     def _build_open_clip(self, name: str, pretrained: bool, image_size: int | None) -> dict[str, Any]:
-        import open_clip
-
-        arch, _, weights = name.partition("/") if not name.startswith(("hf-hub:", "local-dir:")) else (name, "", "")
-        if pretrained and not weights and ":" not in arch:
-            raise ValueError(
-                f"image_encoder must name its weights as open_clip:ARCH/PRETRAINED, got 'open_clip:{name}'; "
-                f"see open_clip.list_pretrained()"
-            )
-        model = open_clip.create_model(
-            arch, weights if pretrained and weights else None, force_image_size=image_size, **self.model_kwargs
-        )
+        model, _ = create_open_clip(name, pretrained, force_image_size=image_size, **self.model_kwargs)
         self.body = model.visual
         # The native ViT counts its tokens one by one; every other tower has a map.
         is_vit = type(self.body).__name__ == "VisionTransformer"
@@ -235,10 +241,11 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: if the shape is not that of transformed images.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
+        size = self.transform.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or not images.is_floating_point():
             raise ValueError(
-                f"images must be (B, 3, {self.transform.image_size}, {self.transform.image_size}), got "
-                f"{tuple(images.shape)}; pass each through image_encoder.transform"
+                f"images must be (B, 3, {size}, {size}) of floats, got {tuple(images.shape)} of {images.dtype}; "
+                f"pass each through image_encoder.transform"
             )
         embeddings = self._map(images.contiguous(memory_format=torch.channels_last))
         return embeddings.flatten(1, 2) if embeddings.ndim == 4 else embeddings  # (B,S,C)
@@ -273,6 +280,40 @@ class ImageEncoder(nn.Module):
         return f"ImageEncoder({self.spec!r}, {self.transform.image_size}px -> {rows}x{columns} of {self.encoder_dim})"
 
 
+def create_open_clip(name: str, pretrained: bool, **options: Any) -> tuple[Any, str]:
+    """An open_clip model and the name its tokenizer goes by.
+
+    Args:
+        name: "ARCH/PRETRAINED", "hf-hub:OWNER/NAME", or a local folder.
+        pretrained: False gives random weights, and reads none.
+        options: further arguments of `open_clip.create_model`.
+
+    Raises:
+        ValueError: if open_clip knows no such architecture or weights, or no weights are named.
+    """
+    import open_clip
+
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    arch, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition("/")
+    if ":" not in arch and arch not in open_clip.list_models():
+        similar = difflib.get_close_matches(arch, open_clip.list_models(), 3) or "open_clip.list_models()"
+        raise ValueError(f"open_clip:ARCH/PRETRAINED must name a known architecture, got {arch!r}; see {similar}")
+    tags = open_clip.list_pretrained_tags_by_model(arch) if ":" not in arch else []
+    if pretrained and ":" not in arch and weights not in tags and not Path(weights).is_file():
+        raise ValueError(
+            f"open_clip:ARCH/PRETRAINED must name weights of {arch} or a file, got {weights or 'none'!r}; it has {tags}"
+        )
+    model = open_clip.create_model(
+        arch,
+        weights if pretrained and weights else None,
+        load_weights=pretrained,
+        pretrained_text=pretrained,
+        **options,
+    )
+    return model, arch
+
+
 def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:
     """A timm model; transformers fix their grid at creation and take `img_size`, the others do not know it."""
     import timm
@@ -289,7 +330,10 @@ def _load_timm_checkpoint(body: nn.Module, path: Path) -> None:
     """Load a weights file strictly, but for the classifier that the encoder does not have."""
     from timm.models import load_state_dict
 
-    state = load_state_dict(str(path))
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch, pickle and safetensors have many kinds; the reader needs the path
+        raise ValueError(f"checkpoint_path must hold weights and nothing else, cannot read {path}: {error}") from error
     head = {key for key in state if key.startswith(("classifier.", "fc.", "head.fc.", "head.weight", "head.bias"))}
     own = set(body.state_dict())
     missing, unexpected = sorted(own - set(state)), sorted(set(state) - own - head)
@@ -317,6 +361,10 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         FileNotFoundError: if the path does not exist.
         ValueError: if it cannot be decoded; the message names the path.
+
+    Example:
+        >>> load_image(np.zeros((4, 6), np.uint8)).size
+        (6, 4)
     """
     if isinstance(source, np.ndarray):
         if (

@@ -64,6 +64,10 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction =
 
     Raises:
         ValueError: if shapes differ or the reduction is unknown.
+
+    Example:
+        >>> binary_cross_entropy(torch.zeros(1, 2), torch.tensor([[0, -1]])).item()
+        0.6931471824645996
     """
     _check(logits, targets)
     loss = F.binary_cross_entropy_with_logits(logits.float(), (targets == 1).float(), reduction="none")  # (B,N)

@@ -68,6 +68,11 @@ def mean_average_precision(average_precisions: np.ndarray, empty_words: EmptyWor
 
     Raises:
         ValueError: for an unknown policy.
+
+    Example:
+        >>> aps = np.array([0.5, np.nan])
+        >>> mean_average_precision(aps, "zero"), mean_average_precision(aps, "skip")
+        (0.25, 0.5)
     """
     if empty_words not in ("zero", "skip"):
         raise ValueError(f"empty_words must be 'zero' or 'skip', got {empty_words!r}; most papers use 'zero'")
@@ -94,6 +99,10 @@ def precision_recall_f1_at_k(scores: np.ndarray, targets: np.ndarray, k: int) ->
         ValueError: on K out of range or bad arrays.
 
     Source: the "overall" measures of Fast0Tag and LESA, arXiv 1605.09759.
+
+    Example:
+        >>> precision_recall_f1_at_k(np.array([[0.9, 0.8, 0.1]]), np.array([[1, 0, 1]]), k=2)
+        (0.5, 0.5, 0.5)
     """
     scores, targets = _check(scores, targets)
     if not 1 <= k <= scores.shape[1]:
@@ -116,7 +125,12 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 def chance_average_precision(targets: np.ndarray) -> np.ndarray:
-    """Average precision that random scores tend to: the share of known images that have the word, (N,) fp64."""
+    """Average precision that random scores tend to: the share of known images that have the word, (N,) fp64.
+
+    Example:
+        >>> chance_average_precision(np.array([[1, 0], [0, -1]])).tolist()
+        [0.5, 0.0]
+    """
     targets = np.asarray(targets)
     known = (targets != -1).sum(0)
     return (targets == 1).sum(0) / np.maximum(known, 1)

@@ -21,6 +21,8 @@ from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
 
 _FORMAT = 1
+_IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "interpolation", "resize"}
+_FORBIDDEN_KWARGS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
@@ -84,7 +86,11 @@ class ZeroShotClassifier(nn.Module):
         return self.decoder(self.image_encoder(images), word_embeddings, mask)
 
     def remember_words(self, vocabulary: Vocabulary, word_embeddings: Tensor | None) -> None:
-        """Store a vocabulary and its embeddings (N,T) with the model; the network does not change."""
+        """Store a vocabulary and its embeddings (N,T) with the model; the network does not change.
+
+        Raises:
+            ValueError: if the embeddings do not fit, or in class mode the number of words.
+        """
         if self.decoder.text_dim is not None:
             expected = (len(vocabulary), self.decoder.text_dim)
             if word_embeddings is None or tuple(word_embeddings.shape) != expected:
@@ -294,7 +300,12 @@ def _from_config(
     cls: type[ZeroShotClassifier], config: dict[str, Any], folder: Path
 ) -> tuple[ZeroShotClassifier, Vocabulary | None]:
     try:
-        image_encoder = ImageEncoder(pretrained=False, **config["image_encoder"])
+        image_config = dict(config["image_encoder"])
+        # A checkpoint is data: it must not make us read other files or fetch other weights.
+        foreign = sorted((set(image_config) - _IMAGE_KEYS) | (set(image_config["model_kwargs"]) & _FORBIDDEN_KWARGS))
+        if foreign:
+            raise ValueError(f"checkpoint {folder} must not set {foreign} of its image encoder; it is not one of ours")
+        image_encoder = ImageEncoder(pretrained=False, **image_config)
         decoder = MLDecoder(**config["decoder"])
         model = cls(image_encoder, decoder, recipe=config["recipe"])
         model.text_encoder = config["text_encoder"]["spec"]

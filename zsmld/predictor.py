@@ -49,7 +49,7 @@ class Prediction:
 
 
 class Predictor:
-    """Scores images against any list of words.
+    """Scores images against any list of words. The model is put in eval mode, on the device.
 
     Args:
         model: a trained `ZeroShotClassifier`.
@@ -91,7 +91,10 @@ class Predictor:
         self._compiled: tuple[Tensor, ...] | None = None  # the query side of the vocabulary; None for class queries
         if words is None:
             if model.vocabulary is None:
-                raise ValueError("words must be given, the model knows none of its own; pass words=[...]")
+                raise ValueError(
+                    "words must be given, the model knows none of its own; pass words=[...], "
+                    "with class queries one name for each class"
+                )
             words = model.vocabulary.words
         self.set_words(words)
 
@@ -145,7 +148,7 @@ class Predictor:
         top_k: int | None = 5,
         threshold: float | None = None,
     ) -> Iterator[Prediction]:
-        """The best words of each image, lazily, in order.
+        """The best words of each image, in order; images are read and scored a batch at a time, as they are asked for.
 
         Args:
             images: a path, a folder (searched below, sorted), a glob, a PIL image, an array, a transformed tensor
@@ -203,7 +206,7 @@ class Predictor:
     @torch.no_grad()
     def _stream(self, sources: list[Any]) -> Iterator[tuple[list[Any], np.ndarray, dict[int, str]]]:
         """Batches of sources with the scores (B,N) of the readable ones, and the errors of the others by position."""
-        images = _Sources(sources)
+        images = _Sources(sources, self.model.image_encoder.transform.image_size)
         batches = load_batches(
             images, self.model.image_encoder.transform, self.batch_size, num_workers=self.num_workers
         )
@@ -246,13 +249,15 @@ class Predictor:
         return Vocabulary(words, seen=seen, templates=self._templates)
 
     def _set_classes(self, words: tuple[str, ...]) -> None:
-        known = self.model.vocabulary
-        if known is None or words != known.words:
+        classes = self.model.vocabulary or Vocabulary(
+            words, templates=self._templates
+        )  # unnamed classes take any names
+        if words != classes.words or len(words) != self.model.decoder.num_classes:
             raise ValueError(
-                "words must be the classes of the model in their order, it has class queries; "
-                "train a head with word queries to score other words"
+                f"words must be the {self.model.decoder.num_classes} classes of the model in their order, it has class "
+                f"queries, got {len(words)} words; train a head with word queries to score other words"
             )
-        self.vocabulary, self._compiled = known, None
+        self.vocabulary, self._compiled = classes, None
 
     def __repr__(self) -> str:
         return f"Predictor({self.model!r}, {len(self.vocabulary)} words, device={str(self.device)!r})"
@@ -263,6 +268,11 @@ def list_images(images: Any) -> list[ImageSource | Tensor]:
 
     Raises:
         FileNotFoundError: if a path or glob matches nothing, or a folder holds no image.
+        TypeError: if something is no image.
+
+    Example:
+        >>> len(list_images([Image.new("RGB", (8, 8)), "somewhere.jpg"]))
+        2
     """
     if isinstance(images, (str, Path)):
         path = Path(images)
@@ -282,8 +292,13 @@ def list_images(images: Any) -> list[ImageSource | Tensor]:
         return list(found)
     if isinstance(images, (Image.Image, np.ndarray, Tensor, bytes)) or hasattr(images, "read"):
         return [images]
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images must be a path, an image or a list of these, got {type(images).__name__}; see predict")
     listed: list[ImageSource | Tensor] = []
     for image in images:
+        kinds = (str, Path, Image.Image, np.ndarray, Tensor, bytes)
+        if not isinstance(image, kinds) and not hasattr(image, "read"):
+            raise TypeError(f"each image must be a path, an image, an array or an open file, got {image!r}; remove it")
         # A missing file inside a list is one unreadable image, not the end of all others.
         is_group = isinstance(image, (str, Path)) and (Path(image).is_dir() or any(c in str(image) for c in "*?["))
         listed += list_images(image) if is_group else [image]
@@ -297,13 +312,18 @@ def _path(source: Any) -> str | None:
 class _Sources:
     """The sources as a dataset; ids are positions, so that two equal paths stay two images."""
 
-    def __init__(self, sources: list[Any]) -> None:
-        self.sources = sources
+    def __init__(self, sources: list[Any], image_size: int) -> None:
+        self.sources, self.tensor_shape = sources, (3, image_size, image_size)
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source = self.sources[index]
-        image = source if isinstance(source, Tensor) else load_image(source)
+        if isinstance(source, Tensor) and tuple(source.shape) != self.tensor_shape:
+            raise ValueError(
+                f"an image tensor must be transformed, {self.tensor_shape}, got {tuple(source.shape)}; pass it through "
+                f"model.image_encoder.transform"
+            )
+        image = source.float() if isinstance(source, Tensor) else load_image(source)
         return {"image": image, "targets": np.empty(0, np.int8), "id": str(index)}

@@ -31,6 +31,10 @@ class Protocol:
 
     Raises:
         ValueError: on a policy that does not exist.
+
+    Example:
+        >>> Protocol.named("coco_gzsl_48_17", keep_unlabelled=False).parts
+        ('zsl', 'gzsl')
     """
 
     name: str

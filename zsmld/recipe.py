@@ -57,6 +57,11 @@ class Recipe:
 
     Raises:
         ValueError: on any wrong key, type or name; the message lists all of them.
+
+    Example:
+        >>> recipe = Recipe.load("scenes_zsl", ["trainer.lr=1e-3", "trainer.epochs=2"])
+        >>> recipe.trainer["lr"], recipe.trainer["epochs"], recipe.text_encoder
+        (0.001, 2, 'minilm')
     """
 
     dataset: dict[str, Any]
@@ -133,7 +138,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested mappings of what was given; what is not in them has its default."""
-        return asdict(self)
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
 
     def to_yaml(self) -> str:
         """The effective recipe: every argument with its value, defaults included."""
@@ -256,7 +262,8 @@ def _checked(section: str, given: dict[str, Any], target: Callable[..., Any], pr
         if key == "name" and section in ("dataset", "protocol"):
             checked[key] = value
         elif key not in arguments:
-            problems.append(_unknown(key, list(arguments), section))
+            names = ["name", *arguments] if section == "dataset" else list(arguments)
+            problems.append(_unknown(key, names, section))
         else:
             parser = ArgumentParser(exit_on_error=False)
             parser.add_argument(f"--{key}", type=arguments[key].annotation)

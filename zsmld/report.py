@@ -82,7 +82,7 @@ class Report:
         """The headline table, with chance, and what it was computed on."""
         lines = [f"Protocol {self.protocol_name} on {self.dataset['name']} ({self.dataset['split']})", ""]
         columns = self._columns()
-        rows = [columns, ["---"] + ["---:"] * (len(columns) - 1), *([row[0], *row[1:]] for row in self._headline())]
+        rows = [columns, ["---"] + ["---:"] * (len(columns) - 1), *self._headline()]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         if self.dataset["num_unreadable"]:
             lines += ["", f"{self.dataset['num_unreadable']} images could not be read and are left out."]
@@ -177,9 +177,11 @@ class Report:
             mean_ap, chance = figures["mean_average_precision"], figures["chance_mean_average_precision"]
             rows.append([title, str(figures["num_words"]), *common, _percent(mean_ap), _percent(chance), *f1])
             for group in ("seen", "unseen") if name == "gzsl" else ():
-                num_words = sum(word["seen"] == (group == "seen") for word in figures["words"].values())
+                words = [word for word in figures["words"].values() if word["seen"] == (group == "seen")]
+                labels = sum(word["num_positives"] for word in words) / figures["num_images"]
                 value = figures[f"{group}_mean_average_precision"]
-                rows.append([f"  of which {group}", str(num_words), *common, _percent(value), "", *[""] * len(f1)])
+                cells = [str(len(words)), str(figures["num_images"]), f"{labels:.3f}", _percent(value), ""]
+                rows.append([f"  of which {group}", *cells, *[""] * len(f1)])
         return rows
 
     @staticmethod

