@@ -63,7 +63,7 @@ def write_report(model: ZeroShotClassifier, reports: dict[int, Report], output: 
     lines = [
         "# The shipped model on generated scenes",
         "",
-        f"{zsl['num_images']} test scenes of each of {len(SEEDS)} seeds, {num_parameters / 1e6:.2f} M parameters; in percent.",
+        f"{len(SEEDS)} sets of {zsl['num_images']} test scenes, {num_parameters / 1e6:.2f} M parameters; in percent.",
         "Model selection saw held-out seen words only. Written by `python evaluation/scenes_zsl.py`.",
         "",
         "| figure | mean | deviation over seeds |",
