@@ -91,9 +91,9 @@ def test_every_way_to_write_a_number(text: str) -> None:
 
 def test_overrides_reach_sections_that_are_not_there() -> None:
     recipe = Recipe.from_dict(
-        content(), ["decoder.output=cosine", "augmentation.noise=0.1", "text_encoder=null", "protocol.top_k=[1, 2]"]
+        content(), ["decoder.output=shared", "augmentation.noise=0.1", "text_encoder=null", "protocol.top_k=[1, 2]"]
     )
-    assert recipe.decoder == {"output": "cosine"} and recipe.augmentation == {"noise": 0.1}
+    assert recipe.decoder == {"output": "shared"} and recipe.augmentation == {"noise": 0.1}
     assert recipe.text_encoder is None and tuple(recipe.protocol["top_k"]) == (1, 2)
 
 
@@ -122,14 +122,14 @@ def test_all_errors_come_at_once_with_the_nearest_names() -> None:
         "decoder": {"output": "softmax", "text_dim": 5},
         "trianer": {},
         "trainer": {"lrr": 1, "epochs": "many", "device": 3},
-        "augmentation": None,
+        "augmentation": 3,
         "protocol": {"name": "gzls"},
     }
     with pytest.raises(ValueError, match="recipe must be valid, got:") as caught:
         Recipe.from_dict(wrong, ["trainer.freeze=1", "a.b.c=1", "nonsense"])
     lines = [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
     for expected in (
-        "override must be section.key=value, got 'a.b.c=1'",
+        "section: unknown 'a'; it takes dataset, image_encoder, text_encoder, decoder, augmentation, trainer, protocol",
         "override must be section.key=value, got 'nonsense'",
         "section: unknown 'trianer'; did you mean 'trainer'?",
         "dataset.name: unknown 'scene'; did you mean 'scenes'?",
@@ -138,7 +138,7 @@ def test_all_errors_come_at_once_with_the_nearest_names() -> None:
         "text_encoder must be a text such as minilm, got 3",
         "trainer.epochs must be int, got 'many'",
         "trainer.device must be str, got 3",
-        "augmentation must be a mapping, got None",
+        "augmentation must be a mapping, got 3",
         "protocol.name: unknown 'gzls'; did you mean 'gzsl'?",
     ):
         assert expected in lines
@@ -281,3 +281,19 @@ def test_a_protocol_that_does_not_fit_is_refused(photos: Path) -> None:
         ValueError, match="protocol nus_wide_gzsl needs 925 seen and 81 unseen words, the dataset has 80 an"
     ):
         recipe.build_protocol(recipe.build_dataset("test").vocabulary)
+
+
+def test_ranges_and_combinations_are_refused_all_at_once() -> None:
+    wrong = {"decoder": {"num_heads": 7}, "augmentation": {"noise": -1.0}, "protocol": {"name": "gzsl", "top_k": [0]}}
+    with pytest.raises(ValueError, match="recipe must be valid") as caught:
+        Recipe.from_dict(content(**wrong))
+    for part in ("num_heads must divide", "noise must not be negative", "top_k must be positive numbers"):
+        assert part in str(caught.value)
+
+
+def test_overrides_reach_inside_mappings_and_empty_sections() -> None:
+    empty = content() | {"augmentation": None}
+    recipe = Recipe.from_dict(empty, ["image_encoder.model_kwargs.stem_width=8", "augmentation.noise=0.5"])
+    assert recipe.image_encoder["model_kwargs"] == {"stem_width": 8}
+    assert recipe.augmentation == {"noise": 0.5}
+    assert Recipe.from_dict(empty).augmentation == {}

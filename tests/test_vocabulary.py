@@ -174,3 +174,9 @@ def test_wrong_words_later() -> None:
 def test_check_words_may_allow_none() -> None:
     assert check_words([], allow_empty=True) == ()
     assert check_words(word for word in ("b", "a")) == ("b", "a")
+
+
+def test_a_set_has_no_order_and_is_refused() -> None:
+    with pytest.raises(TypeError, match="words must be a list, whose order is that of the labels, got a set"):
+        Vocabulary({"dog", "cat"})
+    assert Vocabulary(["dog", "cat"], seen={"cat"}).seen == ("cat",)

@@ -295,6 +295,11 @@ class MLDecoder(nn.Module):
                 f"word_embeddings must be None in class mode, got {tuple(word_embeddings.shape)}; "
                 f"build the head with text_dim to score words"
             )
+        if not isinstance(word_embeddings, Tensor):
+            raise TypeError(
+                f"word_embeddings must be a tensor (N, {self.text_dim}), got {type(word_embeddings).__name__}; "
+                f"encode the words first, with model.encode_words"
+            )
         if word_embeddings.ndim not in (2, 3) or word_embeddings.shape[-1] != self.text_dim or not len(word_embeddings):
             raise ValueError(
                 f"word_embeddings must be (N, {self.text_dim}) to fit text_dim={self.text_dim}, "

@@ -75,13 +75,21 @@ class Recipe:
     def __post_init__(self) -> None:
         problems: list[str] = []
         for section, target in self._targets(problems).items():
-            given = getattr(self, section)
+            given = getattr(self, section) or {}  # a section with nothing below it
             if not isinstance(given, dict):
                 problems.append(f"{section} must be a mapping, got {given!r}")
                 continue
             setattr(self, section, _checked(section, given, target, problems))
         if self.text_encoder is not None and not isinstance(self.text_encoder, str):
             problems.append(f"text_encoder must be a text such as minilm, got {self.text_encoder!r}")
+        if (
+            not problems
+        ):  # names and types are right: now ranges and combinations, of all parts that cost nothing to build
+            problems += _refusals(
+                lambda: QueryAugmentation(**self.augmentation),
+                lambda: self._protocol("gzsl"),
+                self._try_decoder,
+            )
         if problems:
             raise ValueError("recipe must be valid, got:\n  - " + "\n  - ".join(problems))
 
@@ -194,14 +202,21 @@ class Recipe:
         Raises:
             ValueError: if the vocabulary does not fit it.
         """
-        policies = {key: value for key, value in self.protocol.items() if key != "name"}
-        name = self.protocol.get("name") or ("gzsl" if vocabulary.unseen else "supervised")
-        protocol = Protocol.named(name, **policies)
+        protocol = self._protocol("gzsl" if vocabulary.unseen else "supervised")
         for part in protocol.parts:
             protocol.ranked_labels(part, vocabulary)
         return protocol
 
     # -------------------------------------------------------------------------------------------------- validation
+
+    def _protocol(self, default: str) -> Protocol:
+        policies = {key: value for key, value in self.protocol.items() if key != "name"}
+        return Protocol.named(self.protocol.get("name") or default, **policies)
+
+    def _try_decoder(self) -> None:
+        widths: dict[str, Any] = {"num_classes": 100} if self.text_encoder is None else {"text_dim": 8}
+        with torch.device("meta"):  # no memory, no random numbers
+            MLDecoder(8, **widths, **self.decoder)
 
     def _targets(self, problems: list[str]) -> dict[str, Callable[..., Any]]:
         """Which constructor each section feeds."""
@@ -280,22 +295,35 @@ def _checked(section: str, given: dict[str, Any], target: Callable[..., Any], pr
     return checked
 
 
+def _refusals(*builders: Callable[[], Any]) -> list[str]:
+    """What the builders say against what they are given."""
+    said = []
+    for build in builders:
+        try:
+            build()
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 def _override(content: dict[str, Any], override: str, problems: list[str]) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
-    if not equals or not all(keys) or len(keys) > 2:
+    if not equals or not all(keys):
         problems.append(f"override must be section.key=value, got {override!r}")
         return
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    if len(keys) == 1:
-        content[keys[0]] = value
-    elif isinstance(content.setdefault(keys[0], {}), dict):
-        content[keys[0]][keys[1]] = value
-    else:
-        problems.append(f"override {override!r} must name a section with keys, {keys[0]} has none")
+    inner: Any = content
+    for key in keys[:-1]:
+        inner[key] = dict(inner.get(key) or {}) if isinstance(inner.get(key), (dict, type(None))) else inner[key]
+        inner = inner[key]
+        if not isinstance(inner, dict):
+            problems.append(f"override {override!r} must name a section with keys, {key} has none")
+            return
+    inner[keys[-1]] = value
 
 
 def _unknown(name: Any, known: Sequence[str], where: str) -> str:

@@ -130,6 +130,8 @@ def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = F
     """Words as a tuple of distinct, stripped, non-empty texts, or an error that names what is wrong."""
     if isinstance(words, str):
         raise TypeError(f"{name} must be a list of words, got the text {words!r}; write [{words!r}]")
+    if isinstance(words, (set, frozenset)) and name == "words":
+        raise TypeError(f"{name} must be a list, whose order is that of the labels, got a set; write sorted(words)")
     words = tuple(words)
     for word in words:
         if not isinstance(word, str):

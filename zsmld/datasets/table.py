@@ -144,7 +144,7 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix in (".csv", ".tsv"):
             frame = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
         elif path.suffix in (".jsonl", ".ndjson"):
-            frame = pd.read_json(path, lines=True, dtype=False)
+            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
         else:
             frame = None
     except ValueError as error:  # pandas' own kinds are ValueErrors

@@ -106,7 +106,7 @@ class Trainer:
         problems = []
         if self.epochs < 1 or (self.steps_per_epoch is not None and self.steps_per_epoch < 1) or self.batch_size < 1:
             problems.append("epochs, steps_per_epoch and batch_size must be at least 1")
-        if self.lr <= 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
+        if not (self.lr > 0 and self.weight_decay >= 0 and self.max_grad_norm >= 0):  # NaN is none of these
             problems.append("lr must be positive, weight_decay and max_grad_norm not negative")
         if self.schedule not in ("one_cycle", "cosine", "constant"):
             problems.append(f"schedule must be 'one_cycle', 'cosine' or 'constant', got {self.schedule!r}")
