@@ -239,10 +239,16 @@ class Report:
                 if len(values):
                     what = "present" if style == "solid" else "absent"
                     probabilities = 1 / (1 + np.exp(-values.astype(np.float64)))
+                    num_bins = int(np.clip(len(values) / 25, 8, 40))  # few scores make a comb of narrow bins
                     histogram.hist(
-                        probabilities, bins=np.linspace(0, 1, 41), density=True, histtype="step", color=colour,
-                        linestyle=style, label=f"{name}, {what}",
-                    )  # fmt: skip
+                        probabilities,
+                        bins=np.linspace(0, 1, num_bins + 1),
+                        density=True,
+                        histtype="step",
+                        color=colour,
+                        linestyle=style,
+                        label=f"{name}, {what}",
+                    )
         curve.set(
             title="Precision and recall, all pairs",
             xlabel="recall, %",
@@ -252,7 +258,7 @@ class Report:
         )
         histogram.set(title="Scores", xlabel="score", ylabel="density, log", yscale="log")
         for axes in (curve, histogram):
-            axes.legend(fontsize=7, frameon=False)
+            axes.legend(fontsize=7, framealpha=0.8, edgecolor="none")
         handles = [bars.plot([], [], "s", color=c, label=n)[0] for n, _, c in self._groups()]
         bars.legend(handles=handles, fontsize=7, loc="lower left", framealpha=0.9, edgecolor="none")
         for axes in (bars, curve, histogram):
