@@ -448,3 +448,11 @@ def test_open_clip_without_pretraining_reads_no_weights(tmp_path: Path) -> None:
     )
     kernels = [ImageEncoder(f"open_clip:{tmp_path}", pretrained=p).body.conv1.weight for p in (True, False)]
     assert (kernels[0] == 0.125).all() and not (kernels[1] == 0.125).any()
+
+
+@pytest.mark.parametrize(("tag", "activation"), [("openai", "QuickGELU"), ("laion2b_s34b_b79k", "GELU")])
+def test_open_clip_has_the_activation_its_weights_were_trained_with(tag: str, activation: str) -> None:
+    """Also when a checkpoint is rebuilt without the weights: open_clip itself only warns of the mismatch."""
+    encoder = ImageEncoder(f"open_clip:ViT-B-32/{tag}", pretrained=False)
+    assert type(encoder.body.transformer.resblocks[0].mlp.gelu).__name__ == activation
+    assert encoder.config()["spec"] == f"open_clip:ViT-B-32/{tag}"

@@ -304,11 +304,14 @@ def create_open_clip(name: str, pretrained: bool, **options: Any) -> tuple[Any, 
         raise ValueError(
             f"open_clip:ARCH/PRETRAINED must name weights of {arch} or a file, got {weights or 'none'!r}; it has {tags}"
         )
+    # OpenAI's weights need another activation than the architecture's default; open_clip only warns of it.
+    quick_gelu = weights in tags and open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False)
     model = open_clip.create_model(
         arch,
         weights if pretrained and weights else None,
         load_weights=pretrained,
         pretrained_text=pretrained,
+        force_quick_gelu=quick_gelu,
         **options,
     )
     return model, arch

@@ -155,7 +155,8 @@ class Trainer:
 
         torch.manual_seed(self.seed)
         model, device = self.model, resolve_device(self.device)
-        if not torch.distributed.is_initialized():  # else a second fit could not use another device or precision
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed:  # else a second fit could not use another device or precision
             AcceleratorState._reset_state(reset_partial_state=True)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
@@ -168,9 +169,8 @@ class Trainer:
         words = self._prepare_words()  # (N,T) of the training words, or None in class mode
         dataset, val_dataset = self._prepare_data()
         ema = ModelEmaV3(model, decay=self.ema_decay, use_warmup=True) if self.ema_decay else None
-        network: nn.Module = (
-            model.decoder if self.freeze_image_encoder else model
-        )  # what is trained, and wrapped by DDP
+        # What is trained, and wrapped by DDP.
+        network: nn.Module = model.decoder if self.freeze_image_encoder else model
         optimizer = torch.optim.AdamW(parameter_groups(network, self.weight_decay), lr=self.lr)
         assert self.steps_per_epoch is not None  # __post_init__ made sure
         total_steps = self.epochs * self.steps_per_epoch
