@@ -414,3 +414,18 @@ def test_the_models_mode_is_kept(model, scenes):
     Evaluator("scenes_zsl", device="cpu").evaluate(model, scenes)
     assert model.training
     model.eval()
+
+
+def test_samples_are_made_in_eval_mode_and_words_are_encoded_once(model, scenes, monkeypatch):
+    """A model in training mode keeps its batch-norm statistics, and samples ask no text encoder again."""
+    encoded = []
+    original = type(model).encode_words
+    monkeypatch.setattr(type(model), "encode_words", lambda self, *a: encoded.append(1) or original(self, *a))
+    expected = Evaluator("scenes_gzsl", device="cpu", num_samples=3).evaluate(model, scenes)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    report = Evaluator("scenes_gzsl", device="cpu", num_samples=3).evaluate(model, scenes)
+    model.eval()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [s.overlays[0].tobytes() for s in report.samples] == [s.overlays[0].tobytes() for s in expected.samples]
+    assert len(encoded) == 2

@@ -68,8 +68,7 @@ class Evaluator:
         """
         assert isinstance(self.protocol, Protocol)  # __post_init__ made it one
         vocabulary = dataset.vocabulary
-        for part in self.protocol.parts:  # refuse what does not fit before the long work
-            self.protocol.ranked_labels(part, vocabulary)
+        self.protocol.check(vocabulary)  # refuse what does not fit before the long work
         known = model.vocabulary
         trained = [word for word in vocabulary.unseen if known is not None and word in known.seen]
         if trained and self.protocol.task != "supervised":
@@ -83,7 +82,15 @@ class Evaluator:
                 f"dataset must have the model's {len(classes)} classes in the model's order, got other words or "
                 f"another order; class queries are fixed: give the dataset words={list(classes.words[:2])!r}…"
             )
-        scores, rows, ids, unreadable = self._score(model, dataset)
+        device, training = resolve_device(self.device), model.training
+        model = model.to(device).eval()
+        try:
+            # Encoded once: the samples look up their few words in it.
+            words = None if model.decoder.text_dim is None else model.encode_words(vocabulary).to(device)  # (N,T)
+            scores, rows, ids, unreadable = self._score(model, dataset, words, device)
+            samples = self._samples(model, dataset, words, rows, scores)
+        finally:
+            model.train(training)
         targets = dense_targets(dataset)[rows]
         return Report(
             protocols=evaluate_scores(scores, targets, vocabulary, self.protocol),
@@ -108,17 +115,14 @@ class Evaluator:
             scores=scores,
             targets=targets,
             ids=ids,
-            samples=self._samples(model, dataset, rows, scores),
+            samples=samples,
         )
 
     @torch.no_grad()
     def _score(
-        self, model: ZeroShotClassifier, dataset: Dataset
+        self, model: ZeroShotClassifier, dataset: Dataset, words: torch.Tensor | None, device: torch.device
     ) -> tuple[np.ndarray, np.ndarray, list[str], list[tuple[str, str]]]:
         """Logits (M,N) fp32, their rows in the dataset (M,), image ids, and what could not be read."""
-        device, training = resolve_device(self.device), model.training
-        model = model.to(device).eval()
-        words = None if model.decoder.text_dim is None else model.encode_words(dataset.vocabulary).to(device)
         scores, rows, ids, unreadable = [], [], [], []
         batches = load_batches(dataset, model.image_encoder.transform, self.batch_size, num_workers=self.num_workers)
         with tqdm(total=len(dataset), disable=None if self.progress else True, desc="evaluate", unit="image") as bar:
@@ -131,7 +135,6 @@ class Evaluator:
                 scores.append(logits)
                 rows.append(batch.rows.numpy())
                 ids += batch.ids
-        model.train(training)
         if not scores:
             raise ValueError(
                 f"dataset must have readable images, none of {len(dataset)} could be read; first: {unreadable[0][1]}"
@@ -139,10 +142,15 @@ class Evaluator:
         return np.concatenate(scores), np.concatenate(rows), ids, unreadable
 
     def _samples(
-        self, model: ZeroShotClassifier, dataset: Dataset, rows: np.ndarray, scores: np.ndarray
+        self,
+        model: ZeroShotClassifier,
+        dataset: Dataset,
+        words: torch.Tensor | None,
+        rows: np.ndarray,
+        scores: np.ndarray,
     ) -> list[Sample]:
         chosen = np.linspace(0, len(rows) - 1, min(self.num_samples, len(rows))).astype(int)
-        return [make_sample(model, dataset[int(rows[i])], dataset.vocabulary, scores[i]) for i in chosen]
+        return [make_sample(model, dataset[int(rows[i])], dataset.vocabulary, words, scores[i]) for i in chosen]
 
 
 def score_batch(
@@ -236,20 +244,32 @@ def _evaluate_part(
 
 @torch.no_grad()
 def make_sample(
-    model: ZeroShotClassifier, item: dict[str, Any], vocabulary: Vocabulary, logits: np.ndarray, top_k: int = 4
+    model: ZeroShotClassifier,
+    item: dict[str, Any],
+    vocabulary: Vocabulary,
+    word_embeddings: torch.Tensor | None,
+    logits: np.ndarray,
+    top_k: int = 4,
 ) -> Sample:
-    """One image of a report: its best words, its true words, and where the head looked for the best of them."""
+    """One image of a report: its best words, its true words, and where the head looked for the best of them.
+
+    Args:
+        model: in eval mode.
+        item: of the dataset.
+        vocabulary: N words.
+        word_embeddings: (N,T) on the model's device; None in class mode.
+        logits: (N,) of this image.
+        top_k: words shown.
+    """
     order = np.argsort(-logits, kind="stable")[:top_k]
     scores = 1 / (1 + np.exp(-logits[order].astype(np.float64)))
     words = tuple(vocabulary.words[label] for label in order)
     present = tuple(vocabulary.words[label] for label in np.flatnonzero(item["targets"] == 1))
-    if not isinstance(item.get("image"), Image.Image) or model.decoder.text_dim is None:
+    if not isinstance(item.get("image"), Image.Image) or word_embeddings is None:
         return Sample(item["id"], None, (), words, tuple(scores), present)
     picture = model.image_encoder.transform.fit(item["image"])
-    device = next(model.parameters()).device
-    inputs = model.image_encoder.transform(item["image"])[None].to(device)  # (1,3,H,W)
-    embeddings = model.encode_words(vocabulary.select(words)).to(device)  # (K,T)
-    maps = attention_maps(model, inputs, embeddings)[0].cpu()  # (K,rows,columns)
+    inputs = model.image_encoder.transform(item["image"])[None].to(word_embeddings.device)  # (1,3,H,W)
+    maps = attention_maps(model, inputs, word_embeddings[torch.from_numpy(order)])[0].cpu()  # (K,rows,columns)
     picture = picture.resize((max(192, picture.width),) * 2, Image.Resampling.BICUBIC)
     return Sample(
         item["id"], picture, tuple(overlay(picture, m) for m in maps[:2]), words, tuple(scores.tolist()), present

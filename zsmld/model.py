@@ -126,8 +126,7 @@ class ZeroShotClassifier(nn.Module):
             )
         if not isinstance(words, Vocabulary):
             words = Vocabulary(words, templates=self.vocabulary.templates if self.vocabulary else DEFAULT_TEMPLATES)
-        known = self.vocabulary if self.vocabulary is not None and self.vocabulary.templates == words.templates else ()
-        new = [word for word in words if word not in known]
+        new = self.unknown_words(words)
         fresh: dict[str, Tensor] = {}
         if new:
             if text_encoder is None and self.text_encoder is None:
@@ -144,6 +143,11 @@ class ZeroShotClassifier(nn.Module):
                 assert self.vocabulary is not None and self.word_embeddings is not None  # it is a known word
                 rows.append(self.word_embeddings[self.vocabulary.index(word)])
         return torch.stack(rows)
+
+    def unknown_words(self, words: Vocabulary) -> list[str]:
+        """The words that the model has no embeddings of, under these templates."""
+        known = self.vocabulary if self.vocabulary is not None and self.vocabulary.templates == words.templates else ()
+        return [word for word in words if word not in known]
 
     def build_text_encoder(self, device: str = "auto") -> TextEncoder:
         """The text encoder of this checkpoint, checked to be the same one.

@@ -236,8 +236,7 @@ class Predictor:
         return self.model.decoder.word_queries(word_embeddings.to(self.device))
 
     def _encode(self, vocabulary: Vocabulary) -> Tensor:
-        known = self.model.vocabulary
-        new = known is None or known.templates != vocabulary.templates or any(word not in known for word in vocabulary)
+        new = self.model.unknown_words(vocabulary)
         if new and self._text_encoder is None and self.model.text_encoder is not None:
             self._text_encoder = self.model.build_text_encoder(str(self.device))
         return self.model.encode_words(vocabulary, self._text_encoder)
@@ -249,9 +248,8 @@ class Predictor:
         return Vocabulary(words, seen=seen, templates=self._templates)
 
     def _set_classes(self, words: tuple[str, ...]) -> None:
-        classes = self.model.vocabulary or Vocabulary(
-            words, templates=self._templates
-        )  # unnamed classes take any names
+        # Unnamed classes take any names.
+        classes = self.model.vocabulary or Vocabulary(words, templates=self._templates)
         if words != classes.words or len(words) != self.model.decoder.num_classes:
             raise ValueError(
                 f"words must be the {self.model.decoder.num_classes} classes of the model in their order, it has class "
@@ -290,19 +288,22 @@ def list_images(images: Any) -> list[ImageSource | Tensor]:
                 f"{images}; correct the path"
             )
         return list(found)
-    if isinstance(images, (Image.Image, np.ndarray, Tensor, bytes)) or hasattr(images, "read"):
+    if _is_image_object(images):
         return [images]
     if not isinstance(images, Iterable):
         raise TypeError(f"images must be a path, an image or a list of these, got {type(images).__name__}; see predict")
     listed: list[ImageSource | Tensor] = []
     for image in images:
-        kinds = (str, Path, Image.Image, np.ndarray, Tensor, bytes)
-        if not isinstance(image, kinds) and not hasattr(image, "read"):
+        if not isinstance(image, (str, Path)) and not _is_image_object(image):
             raise TypeError(f"each image must be a path, an image, an array or an open file, got {image!r}; remove it")
         # A missing file inside a list is one unreadable image, not the end of all others.
         is_group = isinstance(image, (str, Path)) and (Path(image).is_dir() or any(c in str(image) for c in "*?["))
         listed += list_images(image) if is_group else [image]
     return listed
+
+
+def _is_image_object(source: Any) -> bool:
+    return isinstance(source, (Image.Image, np.ndarray, Tensor, bytes)) or hasattr(source, "read")
 
 
 def _path(source: Any) -> str | None:

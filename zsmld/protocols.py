@@ -98,6 +98,15 @@ class Protocol:
             )
         return np.flatnonzero(~vocabulary.is_seen) if part == "zsl" else np.arange(len(vocabulary))
 
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuse a vocabulary that the protocol is not about.
+
+        Raises:
+            ValueError: as `ranked_labels`, for any part.
+        """
+        for part in self.parts:
+            self.ranked_labels(part, vocabulary)
+
     def policies(self) -> dict[str, Any]:
         """Every policy by name, for the report."""
         state = asdict(self)

@@ -82,9 +82,8 @@ class Recipe:
             setattr(self, section, _checked(section, given, target, problems))
         if self.text_encoder is not None and not isinstance(self.text_encoder, str):
             problems.append(f"text_encoder must be a text such as minilm, got {self.text_encoder!r}")
-        if (
-            not problems
-        ):  # names and types are right: now ranges and combinations, of all parts that cost nothing to build
+        if not problems:
+            # Names and types are right: now ranges and combinations, of all parts that cost nothing to build.
             problems += _refusals(
                 lambda: QueryAugmentation(**self.augmentation),
                 lambda: self._protocol("gzsl"),
@@ -203,8 +202,7 @@ class Recipe:
             ValueError: if the vocabulary does not fit it.
         """
         protocol = self._protocol("gzsl" if vocabulary.unseen else "supervised")
-        for part in protocol.parts:
-            protocol.ranked_labels(part, vocabulary)
+        protocol.check(vocabulary)
         return protocol
 
     # -------------------------------------------------------------------------------------------------- validation

@@ -140,17 +140,15 @@ class Table:
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"path must be an existing table, not found: {path}; correct the path")
+    if path.suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
+        raise ValueError(f"path must end in .csv, .tsv or .jsonl, got {path.name}; convert or rename it")
     try:
         if path.suffix in (".csv", ".tsv"):
             frame = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
-        elif path.suffix in (".jsonl", ".ndjson"):
-            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
         else:
-            frame = None
+            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
     except ValueError as error:  # pandas' own kinds are ValueErrors
         raise ValueError(f"{path} must be a readable table, it is not: {error}; repair it") from error
-    if frame is None:
-        raise ValueError(f"path must end in .csv, .tsv or .jsonl, got {path.name}; convert or rename it")
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took a first field too many for row names
         raise ValueError(
             f"{path} must have as many fields in each row as columns, got more; quote the words of a row or "
