@@ -1,5 +1,6 @@
 """Slow, obvious reference implementations. Loops and scalars only, so that each can be read against its definition."""
 
+import itertools
 import math
 
 import numpy as np
@@ -122,6 +123,112 @@ def chance(targets) -> list[float]:
         known = [row[word] for row in targets if row[word] != -1]
         result.append(sum(1 for target in known if target == 1) / len(known) if known else 0.0)
     return result
+
+
+def integral_average_precision(scores, present) -> float:
+    """One word: PaddleClas's "integral", precision at each rank times the recall gained, if more than 1e-6."""
+    order = sorted(range(len(scores)), key=lambda i: scores[i])[::-1]
+    positives = sum(bool(p) for p in present)
+    hits, area, recall_before = 0, 0.0, 0.0
+    for rank, i in enumerate(order, 1):
+        hits += bool(present[i])
+        gained = hits / positives - recall_before
+        if gained > 1e-6:
+            area += hits / rank * gained
+            recall_before = hits / positives
+    return area
+
+
+def eleven_point_average_precision(scores, present) -> float:
+    """One word: the mean, over recalls 0, 0.1, …, 1, of the best precision at a rank with that recall or more."""
+    order = sorted(range(len(scores)), key=lambda i: scores[i])[::-1]
+    positives = sum(bool(p) for p in present)
+    hits, points = 0, []
+    for rank, i in enumerate(order, 1):
+        hits += bool(present[i])
+        points.append((hits / positives, hits / rank))
+    return sum(max(precision for recall, precision in points if recall >= j / 10) for j in range(11)) / 11
+
+
+def best_words(scores, targets, k) -> list[int]:
+    """One image: its K best known words, best first, ties to the first label."""
+    known = [j for j in range(len(scores)) if targets[j] != -1]
+    return sorted(known, key=lambda j: (-scores[j], j))[:k]
+
+
+def per_class_figures(given, targets, empty_words) -> tuple[float, float, float]:
+    """Mean precision and mean recall over words, and their harmonic mean; `given` has a list of labels an image."""
+    precisions, recalls = [], []
+    for j in range(len(targets[0])):
+        times = sum(1 for labels in given if j in labels)
+        hits = sum(1 for labels, row in zip(given, targets, strict=True) if j in labels and row[j] == 1)
+        positives = sum(1 for row in targets if row[j] == 1)
+        if positives or empty_words == "zero":
+            precisions.append(hits / times if hits else 0.0)
+            recalls.append(hits / positives if hits else 0.0)
+    precision = sum(precisions) / len(precisions) if precisions else 0.0
+    recall = sum(recalls) / len(recalls) if recalls else 0.0
+    return precision, recall, 2 * precision * recall / (precision + recall) if precision and recall else 0.0
+
+
+def overall_figures(given, targets) -> tuple[float, float, float]:
+    """Precision, recall and F1 of all words together; `given` has a list of labels an image."""
+    times = sum(len(labels) for labels in given)
+    hits = sum(1 for labels, row in zip(given, targets, strict=True) for j in labels if row[j] == 1)
+    positives = sum(1 for row in targets for target in row if target == 1)
+    precision, recall = hits / times if times else 0.0, hits / positives if positives else 0.0
+    return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
+def ranking_figures(scores, targets) -> dict[str, float]:
+    """Means over images of ranking loss, coverage, one-error and label-ranking average precision."""
+    totals = dict.fromkeys(("ranking_loss", "coverage_error", "one_error", "label_ranking_average_precision"), 0.0)
+    for s, t in zip(scores, targets, strict=True):
+        present = [j for j in range(len(s)) if t[j] == 1]
+        absent = [j for j in range(len(s)) if t[j] == 0]
+        wrong = sum(1 for i in present for j in absent if s[j] >= s[i])
+        totals["ranking_loss"] += wrong / (len(present) * len(absent)) if present and absent else 0.0
+        totals["coverage_error"] += max((sum(1 for j in present + absent if s[j] >= s[i]) for i in present), default=0)
+        best = best_words(s, t, 1)
+        totals["one_error"] += not best or t[best[0]] != 1
+        precisions = [
+            sum(1 for j in present if s[j] >= s[i]) / sum(1 for j in present + absent if s[j] >= s[i]) for i in present
+        ]
+        totals["label_ranking_average_precision"] += sum(precisions) / len(precisions) if present and absent else 1.0
+    return {name: total / len(scores) for name, total in totals.items()}
+
+
+def seen_unseen_recall_at_k(scores, targets, is_seen, k, constant) -> tuple[float, float]:
+    """Recall of seen and of unseen labels in the joint best K, after adding a constant to the unseen scores."""
+    hits, positives = [0, 0], [0, 0]
+    for s, t in zip(scores, targets, strict=True):
+        moved = [value if seen else value + constant for value, seen in zip(s, is_seen, strict=True)]
+        for side in (0, 1):
+            positives[side] += sum(1 for j in range(len(s)) if t[j] == 1 and is_seen[j] == (side == 0))
+            hits[side] += sum(1 for j in best_words(moved, t, k) if t[j] == 1 and is_seen[j] == (side == 0))
+    return tuple(hit / total if total else 0.0 for hit, total in zip(hits, positives, strict=True))
+
+
+def seen_unseen_curve(scores, targets, is_seen, k) -> tuple[list[tuple[float, float]], float]:
+    """(seen, unseen) recalls before, between and after all constants at which anything can change, and the area."""
+    differences = {
+        a - b
+        for s in scores
+        for a, p in zip(s, is_seen, strict=True)
+        if p
+        for b, q in zip(s, is_seen, strict=True)
+        if not q
+    }
+    changes = sorted(value for value in differences if math.isfinite(value))
+    constants = [(a + b) / 2 for a, b in itertools.pairwise(changes)]
+    constants = [changes[0] - 1, *constants, changes[-1] + 1] if changes else [0.0]
+    points = []
+    for constant in constants:
+        point = seen_unseen_recall_at_k(scores, targets, is_seen, k, constant)
+        if not points or points[-1] != point:
+            points.append(point)
+    area = sum((b[1] - a[1]) * (a[0] + b[0]) / 2 for a, b in itertools.pairwise(points))
+    return points, area
 
 
 # --------------------------------------------------------------------------------------------------------- losses

@@ -1,4 +1,5 @@
-"""Metrics: against loops, scikit-learn and torchmetrics, on random, tied, all-positive and partly unknown data."""
+"""Average precision and the overall figures at K: against loops, scikit-learn and torchmetrics, on random, tied,
+all-positive and partly unknown data."""
 
 import warnings
 
@@ -65,19 +66,67 @@ def test_average_precision_equals_scikit_learn_and_the_loops_on_known_entries(pr
         assert result[word] == pytest.approx(oracles.average_precision(scores[known, word], present), abs=1e-12)
 
 
+RANKED = {
+    "legacy": oracles.legacy_average_precision,
+    "integral": oracles.integral_average_precision,
+    "11point": oracles.eleven_point_average_precision,
+}
+
+
+@pytest.mark.parametrize("method", RANKED)
 @law
 @given(problems())
-def test_legacy_average_precision_equals_the_official_loop(problem):
+def test_methods_that_rank_tied_images_equal_their_loops(method, problem):
     scores, targets = problem
-    result = average_precision(scores, targets, "legacy")
+    result = average_precision(scores, targets, method)
     for word in range(scores.shape[1]):
         known = targets[:, word] != -1
         present = targets[known, word] == 1
         if present.any():
-            expected = oracles.legacy_average_precision(scores[known, word], present)
+            expected = RANKED[method](scores[known, word], present)
             assert result[word] == pytest.approx(expected, abs=1e-12)
         else:
             assert np.isnan(result[word])
+
+
+@pytest.mark.parametrize("method", RANKED)
+@pytest.mark.parametrize("num_values", [3, 40, 100_000])
+def test_ranks_among_ties_equal_the_loops_on_many_images(method, num_values):
+    """From nearly everything tied to nearly nothing, in the precision in which random scores do tie."""
+    rng = np.random.default_rng(num_values)
+    scores = rng.integers(0, num_values, (3000, 2)).astype(np.float32)
+    targets = (rng.random(scores.shape) < [0.3, 0.01]).astype(np.int8)
+    expected = [RANKED[method](scores[:, word].tolist(), targets[:, word].tolist()) for word in range(2)]
+    np.testing.assert_allclose(average_precision(scores, targets, method), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_positives", [1, 2, 7, 10, 20, 101])
+def test_eleven_recalls_are_reached_by_whole_numbers_of_positives(num_positives):
+    """0.3 of ten positives is three of them, whatever 0.3 is in binary."""
+    rng = np.random.default_rng(num_positives)
+    present = rng.permutation(np.arange(300) < num_positives)
+    scores = rng.permutation(300).astype(float)
+    expected = oracles.eleven_point_average_precision(scores, present)
+    assert average_precision(scores[:, None], present[:, None], "11point")[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_without_ties_integral_is_exact_and_eleven_points_are_no_less_than_a_coarser_view_of_it():
+    scores, targets = distinct(0, images=200)
+    exact = average_precision(scores, targets)
+    np.testing.assert_allclose(average_precision(scores, targets, "integral"), exact, atol=1e-12)
+    assert (np.abs(average_precision(scores, targets, "11point") - exact) < 0.1).all()
+    assert (average_precision(scores, targets, "11point") != exact).all()
+
+
+def test_integral_puts_gains_of_a_millionth_together():
+    """Above a million positives one alone gains less than PaddleClas counts."""
+    present = np.ones(1_100_000, np.int8)
+    present[0] = present[5::1000] = 0
+    scores = -np.arange(len(present), dtype=np.float64)
+    expected = oracles.integral_average_precision(scores.tolist(), present.tolist())
+    result = average_precision(scores[:, None], present[:, None], "integral")[0]
+    assert result == pytest.approx(expected, abs=1e-12)
+    assert abs(result - average_precision(scores[:, None], present[:, None])[0]) > 1e-9
 
 
 @law
@@ -128,7 +177,7 @@ STRICTLY_MONOTONE = {
 )
 def test_only_the_order_of_scores_matters(name, scores, targets, k):
     moved = STRICTLY_MONOTONE[name](scores)
-    for method in ("exact", "legacy"):
+    for method in ("exact", *RANKED):
         np.testing.assert_array_equal(
             average_precision(moved, targets, method), average_precision(scores, targets, method)
         )
@@ -143,8 +192,10 @@ def test_the_order_of_images_is_nothing_and_the_order_of_words_is_the_order_of_r
     random.shuffle(images)
     random.shuffle(words)
     result = average_precision(scores, targets)
-    np.testing.assert_allclose(average_precision(scores[images], targets[images]), result, atol=1e-12)
+    np.testing.assert_array_equal(average_precision(scores[images], targets[images]), result)
     np.testing.assert_array_equal(average_precision(scores[:, words], targets[:, words]), result[words])
+    if not np.isnan(result).all():
+        assert mean_average_precision(result[words], "skip") == mean_average_precision(result, "skip")
 
 
 @law
@@ -187,9 +238,53 @@ def test_tied_infinite_scores_share_a_threshold(infinity):
     assert average_precision(scores, targets) == average_precision(scores[order], targets[order])
 
 
+@pytest.mark.parametrize("method", ["exact", *RANKED])
+def test_unknown_entries_do_not_tie_with_infinite_scores(method):
+    scores, targets = np.array([[np.inf], [np.inf], [-np.inf]]), np.array([[1], [-1], [0]])
+    for score in (np.inf, 0.0, -np.inf):
+        scores[1] = score
+        assert average_precision(scores, targets, method)[0] == pytest.approx(1, abs=1e-7)
+    scores[0] = -np.inf  # tied with the negative alone, which is the later image
+    assert average_precision(scores, targets, method)[0] == pytest.approx(0.5, abs=1e-7)
+
+
 def test_unsigned_scores_rank_as_they_are():
     scores, targets = np.array([[2], [0], [1]], np.uint8), np.array([[1], [0], [0]])
     assert average_precision(scores, targets) == 1
+
+
+@pytest.mark.parametrize("method", ["exact", *RANKED])
+def test_threads_blocks_and_memory_order_change_no_bit(method, monkeypatch):
+    rng = np.random.default_rng(5)
+    scores = rng.integers(0, 500, (400, 37)).astype(np.float32)
+    targets = rng.choice(np.array([1, 0, -1], np.int8), scores.shape, p=[0.1, 0.8, 0.1])
+    before = scores.copy(), targets.copy()
+    result = average_precision(scores, targets, method, num_threads=1)
+    np.testing.assert_array_equal(average_precision(scores, targets, method, num_threads=2), result)
+    fortran = np.asfortranarray(scores), np.asfortranarray(targets)
+    np.testing.assert_array_equal(average_precision(*fortran, method), result)
+    wide = np.repeat(scores, 2, axis=1)[:, ::2], np.repeat(targets, 2, axis=1)[:, ::2]
+    np.testing.assert_array_equal(average_precision(*wide, method), result)
+    monkeypatch.setattr("zsmld.metrics.words._BLOCK", 1)  # as few words a block as there may be
+    monkeypatch.setattr("zsmld.metrics.arrays._CHUNK", 100)
+    np.testing.assert_array_equal(average_precision(scores, targets, method, num_threads=2), result)
+    np.testing.assert_array_equal((scores, targets), before)  # and the arrays stay as they are
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1)])
+def test_arrays_that_need_no_copy_are_not_written_to(shape):
+    scores, targets = np.full(shape, 0.5), np.full(shape, -1)
+    targets[0, 0] = 1
+    average_precision(scores, targets)
+    precision_recall_f1_at_k(scores, targets, 1)
+    assert (scores == 0.5).all()
+
+
+def test_average_precision_of_a_constant_score_on_the_real_labels_is_their_share(real):
+    arrays_on_file = np.load(real / "nus_wide" / "ground_truth_81.npz")
+    targets = np.unpackbits(arrays_on_file["test"], axis=1)[:, :81]
+    result = average_precision(np.zeros(targets.shape, np.float32), targets)
+    np.testing.assert_allclose(result, chance_average_precision(targets), rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------- policies
@@ -283,6 +378,24 @@ def test_wrong_arrays_are_refused_by_every_metric(metric):
         metric(scores, targets + (scores == 0) * np.eye(4, 3, dtype=int))
     with pytest.raises(ValueError, match=r"targets must be 1, 0 or -1"):
         metric(scores, np.full((4, 3), 0.5))
+    with pytest.raises(ValueError, match=r"targets must be 1, 0 or -1, got \[3\]"):
+        metric(scores, np.full((4, 3), 3, np.uint8))
+    with pytest.raises(TypeError, match=r"scores must be real numbers, got dtype complex128; convert them to float32"):
+        metric(scores + 0j, targets)
+
+
+def test_the_first_wrong_score_of_many_images_is_named(monkeypatch):
+    monkeypatch.setattr("zsmld.metrics.arrays._CHUNK", 6)  # chunks of two images
+    scores = np.zeros((9, 3), np.float32)
+    scores[7, 2] = np.nan
+    with pytest.raises(ValueError, match=r"got NaN first at image 7, word 2"):
+        average_precision(scores, np.ones((9, 3), int))
+
+
+@pytest.mark.parametrize("num_threads", [0, -1])
+def test_a_number_of_threads_is_at_least_one(num_threads):
+    with pytest.raises(ValueError, match=rf"num_threads must be ≥ 1, or None for every core, got {num_threads}"):
+        average_precision(np.zeros((2, 1)), np.ones((2, 1), int), num_threads=num_threads)
 
 
 @pytest.mark.parametrize("k", [0, -1, 4])
@@ -292,7 +405,9 @@ def test_k_must_be_among_the_words(k):
 
 
 def test_unknown_policies_are_refused():
-    with pytest.raises(ValueError, match=r"method must be .*'legacy'.*, got 'area'; published numbers mostly used"):
+    with pytest.raises(
+        ValueError, match=r"method must be 'exact', 'legacy', 'integral' or '11point', got 'area'; published"
+    ):
         average_precision(np.zeros((2, 1)), np.ones((2, 1), int), "area")
     with pytest.raises(ValueError, match=r"empty_words must be 'zero' or 'skip', got 'drop'; most papers use 'zero'"):
         mean_average_precision(np.ones(2), "drop")

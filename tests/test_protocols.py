@@ -36,7 +36,7 @@ def test_every_known_protocol_is_called_by_its_name(name):
     protocol = Protocol.named(name)
     assert protocol == PROTOCOLS[name]
     assert protocol.name == name
-    assert protocol.task in name.split("_")
+    assert f"_{protocol.task}_" in f"_{name}_"
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -49,8 +49,7 @@ def test_the_defaults_are_those_of_most_papers(name):
 
 def test_a_zsl_protocol_has_one_part_and_a_gzsl_protocol_two():
     for name, protocol in PROTOCOLS.items():
-        expected = {"zsl": ("zsl",), "gzsl": ("zsl", "gzsl"), "supervised": ("supervised",)}
-        assert protocol.parts == expected[protocol.task], name
+        assert protocol.parts == (("zsl", "gzsl") if protocol.task == "gzsl" else (protocol.task,)), name
 
 
 @pytest.mark.parametrize(
@@ -63,10 +62,20 @@ def test_a_zsl_protocol_has_one_part_and_a_gzsl_protocol_two():
     ],
 )
 def test_the_partitions_of_the_literature(dataset, counts):
-    for task in ("zsl", "gzsl"):
+    for task, num_ranked in (("zsl", counts[1]), ("gzsl", sum(counts)), ("seen", counts[0])):
         protocol = PROTOCOLS[dataset.format(task)]
         assert (protocol.num_seen, protocol.num_unseen) == counts
-        assert len(protocol.ranked_labels("zsl", vocabulary(*counts))) == counts[1]
+        assert len(protocol.ranked_labels(task, vocabulary(*counts))) == num_ranked
+
+
+def test_words_that_are_not_ranked_may_be_left_out_but_not_be_others():
+    assert len(PROTOCOLS["coco_zsl_48_17"].ranked_labels("zsl", vocabulary(0, 17))) == 17
+    assert len(PROTOCOLS["coco_seen_48_17"].ranked_labels("seen", vocabulary(48, 0))) == 48
+    for name, counts in (("coco_zsl_48_17", (47, 17)), ("coco_zsl_48_17", (48, 0)), ("coco_gzsl_48_17", (0, 17))):
+        with pytest.raises(ValueError, match=rf"{name} needs 48 seen and 17 unseen words, the dataset has {counts[0]}"):
+            PROTOCOLS[name].check(vocabulary(*counts))
+    with pytest.raises(ValueError, match="protocol seen needs seen words, the dataset has 0 seen and 5 unseen"):
+        PROTOCOLS["seen"].check(vocabulary(0, 5))
 
 
 def test_naming_a_policy_changes_that_policy_alone():
@@ -97,8 +106,12 @@ def test_an_unknown_name_gets_the_nearest():
 @pytest.mark.parametrize(
     "policy, message",
     [
-        ({"task": "few-shot"}, r"task must be one of \['zsl', 'gzsl', 'supervised'\], got 'few-shot'"),
+        (
+            {"task": "few-shot"},
+            r"task must be one of \['zsl', 'gzsl', 'seen', 'supervised', 'single_label'\], got 'few-shot'",
+        ),
         ({"empty_words": "one"}, r"empty_words must be one of \['zero', 'skip'\], got 'one'"),
+        ({"threshold": 1.5}, r"threshold must be a score in \[0, 1\], got 1.5"),
         ({"average_precision": "area"}, r"average_precision must be one of \[.*'legacy'.*\], got 'area'"),
         ({"top_k": ()}, r"top_k must be positive numbers, got \(\); write for instance \(3, 5\)"),
         ({"top_k": (3, 0)}, r"top_k must be positive numbers, got \(3, 0\)"),
@@ -118,7 +131,7 @@ def test_another_partition_is_refused():
 @pytest.mark.parametrize("part", ["zsl", "gzsl"])
 def test_without_a_partition_there_is_no_zero_shot(counts, part):
     words = Vocabulary([f"word {i}" for i in range(5)], seen=None if counts[0] else [])
-    message = rf"gzsl needs seen and unseen words, the dataset has {counts[0]} and {counts[1]}; .*'supervised'"
+    message = rf"gzsl needs seen and unseen words, the dataset has {counts[0]} seen and {counts[1]} unseen; .*'superv"
     with pytest.raises(ValueError, match=message):
         PROTOCOLS["gzsl"].ranked_labels(part, words)
     assert len(PROTOCOLS["supervised"].ranked_labels("supervised", words)) == 5

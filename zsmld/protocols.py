@@ -2,16 +2,16 @@
 
 import difflib
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from zsmld.metrics import AveragePrecision, EmptyWords
 from zsmld.vocabulary import Vocabulary
 
-_POLICIES = ("keep_unlabelled", "empty_words", "average_precision", "top_k")
+_POLICIES = ("keep_unlabelled", "empty_words", "average_precision", "top_k", "threshold")
 
-Task = Literal["zsl", "gzsl", "supervised"]
+Task = Literal["zsl", "gzsl", "seen", "supervised", "single_label"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,18 @@ class Protocol:
 
     Args:
         name: what reports call it.
-        task: "zsl" ranks the unseen words, "gzsl" all words jointly (and writes ZSL too), "supervised" all words,
-            whatever their partition.
+        task: "zsl" ranks the unseen words, "gzsl" all words jointly (and writes ZSL too), "seen" the seen words,
+            "supervised" all words, whatever their partition, "single_label" likewise, with one word an image.
         num_seen: seen words the dataset must have; None for any number.
         num_unseen: unseen words likewise.
         keep_unlabelled: keep test images that have none of the ranked words.
         empty_words: a word without positives counts as "zero" or is left out ("skip").
-        average_precision: "exact" (ties share a threshold, as scikit-learn) or "legacy" (the official ML-Decoder code).
+        average_precision: "exact" (ties share a threshold, as scikit-learn), "legacy" (the official ML-Decoder code),
+            "integral" or "11point" (PaddleClas; "11point" is also Pascal VOC 2007's).
         top_k: the K of F1@K.
+        threshold: score in [0,1] from which a word counts as given, for CP, CR, CF1, OP, OR and OF1.
+        words_file: file below `data/` with the protocol's seen and unseen words, in the order in which a matrix without
+            words is read; None where any words will do.
 
     Raises:
         ValueError: on a policy that does not exist.
@@ -45,17 +49,21 @@ class Protocol:
     empty_words: EmptyWords = "zero"
     average_precision: AveragePrecision = "exact"
     top_k: tuple[int, ...] = (3, 5)
+    threshold: float = 0.5
+    words_file: str | None = None
 
     def __post_init__(self) -> None:
         for value, allowed, name in (
-            (self.task, ("zsl", "gzsl", "supervised"), "task"),
-            (self.empty_words, ("zero", "skip"), "empty_words"),
-            (self.average_precision, ("exact", "legacy"), "average_precision"),
+            (self.task, get_args(Task), "task"),
+            (self.empty_words, get_args(EmptyWords), "empty_words"),
+            (self.average_precision, get_args(AveragePrecision), "average_precision"),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}; correct it")
         if not isinstance(self.top_k, (tuple, list)) or not self.top_k or any(k < 1 for k in self.top_k):
             raise ValueError(f"top_k must be positive numbers, got {self.top_k}; write for instance (3, 5)")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be a score in [0, 1], got {self.threshold}; most papers use 0.5")
 
     @classmethod
     def named(cls, name: str, **policies: Any) -> "Protocol":
@@ -78,25 +86,30 @@ class Protocol:
         return ("zsl", "gzsl") if self.task == "gzsl" else (self.task,)
 
     def ranked_labels(self, part: str, vocabulary: Vocabulary) -> np.ndarray:
-        """Labels ranked in a part ("zsl", "gzsl", "supervised"), in label order, (N,) int64.
+        """Labels ranked in a part ("zsl", "gzsl", "seen", …), in label order, (N,) int64.
 
         Raises:
             ValueError: if the vocabulary is not the one the protocol is about.
         """
-        counts = (len(vocabulary.seen), len(vocabulary.unseen))
-        expected = (self.num_seen, self.num_unseen)
-        if any(e is not None and c != e for c, e in zip(counts, expected, strict=True)):
-            seen, unseen = ("any number of" if e is None else e for e in expected)
+        counts = {"seen": len(vocabulary.seen), "unseen": len(vocabulary.unseen)}
+        expected = {"seen": self.num_seen, "unseen": self.num_unseen}
+        # Which words must be there: those that the task does not rank may be left out altogether.
+        needed = {"zsl": ("unseen",), "gzsl": ("seen", "unseen"), "seen": ("seen",)}.get(self.task, ())
+        checked = [side for side in counts if counts[side] or side in needed or self.task == "supervised"]
+        if any(expected[side] not in (None, counts[side]) for side in checked):
+            seen, unseen = ("any number of" if e is None else e for e in expected.values())
             raise ValueError(
                 f"protocol {self.name} needs {seen} seen and {unseen} unseen words, the dataset has "
-                f"{counts[0]} and {counts[1]}; use its partition"
+                f"{counts['seen']} and {counts['unseen']}; use its partition"
             )
-        if part != "supervised" and 0 in counts:
+        if any(not counts[side] for side in needed):
             raise ValueError(
-                f"protocol {self.name} needs seen and unseen words, the dataset has {counts[0]} and {counts[1]}; "
-                f"give it a partition, or use protocol 'supervised'"
+                f"protocol {self.name} needs {' and '.join(needed)} words, the dataset has {counts['seen']} seen and "
+                f"{counts['unseen']} unseen; give it a partition, or use protocol 'supervised'"
             )
-        return np.flatnonzero(~vocabulary.is_seen) if part == "zsl" else np.arange(len(vocabulary))
+        if part in ("zsl", "seen"):
+            return np.flatnonzero(vocabulary.is_seen == (part == "seen"))
+        return np.arange(len(vocabulary))
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Refuse a vocabulary that the protocol is not about.
@@ -113,20 +126,36 @@ class Protocol:
         return {key: state[key] for key in ("task", *_POLICIES)}
 
 
-def _both(dataset: str, num_seen: int | None, num_unseen: int | None, variant: str = "") -> list[Protocol]:
+def _zero_shot(dataset: str, num_seen: int | None, num_unseen: int | None, variant: str = "") -> list[Protocol]:
+    tasks: tuple[Task, ...] = ("zsl", "gzsl", "seen")
+    words_file = None if num_seen is None else f"{dataset}/partition{variant}.json"
     return [
-        Protocol(f"{dataset}_{task}{variant}".removeprefix("_"), task, num_seen, num_unseen) for task in ("zsl", "gzsl")
+        Protocol(f"{dataset}_{task}{variant}".removeprefix("_"), task, num_seen, num_unseen, words_file=words_file)
+        for task in tasks
     ]
+
+
+def _supervised(dataset: str, num_words: int, words_file: str) -> Protocol:
+    return Protocol(f"{dataset}_supervised", "supervised", num_words, 0, words_file=words_file)
 
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        *_both("", None, None),  # "zsl" and "gzsl": any dataset with a partition
+        *_zero_shot("", None, None),  # "zsl", "gzsl" and "seen": any dataset with a partition
         Protocol("supervised", "supervised"),
-        *_both("scenes", 80, 20),
-        *_both("nus_wide", 925, 81),
-        *_both("coco", 48, 17, "_48_17"),
-        *_both("coco", 65, 15, "_65_15"),
+        Protocol("single_label", "single_label", top_k=(1, 5)),
+        *_zero_shot("scenes", 80, 20),
+        *_zero_shot("nus_wide", 925, 81),
+        _supervised("nus_wide", 81, "nus_wide/concepts.txt"),
+        *_zero_shot("coco", 48, 17, "_48_17"),
+        *_zero_shot("coco", 65, 15, "_65_15"),
+        _supervised("coco", 80, "coco/classes.txt"),
+        *_zero_shot("open_images", 7186, 400),
+        Protocol("open_images_supervised", "supervised"),
+        # The challenge of 2007 itself used the 11-point figure; multi-label papers use the exact one on it.
+        _supervised("voc2007", 20, "voc/classes.txt"),
+        _supervised("voc2012", 20, "voc/classes.txt"),
+        Protocol("imagenet_single_label", "single_label", 1000, 0, top_k=(1, 5)),
     )
 }
