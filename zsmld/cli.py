@@ -4,10 +4,14 @@ import argparse
 import csv
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from zsmld.report import Report
 
 _WELCOME = """zsmld scores images against any list of words.
 
@@ -16,6 +20,7 @@ _WELCOME = """zsmld scores images against any list of words.
   zsmld recipes                                          trainings that come with zsmld
   zsmld train scenes_zsl                                 train one
   zsmld evaluate runs/scenes_zsl/model                   ZSL and GZSL figures, and a report to look at
+  zsmld prepare nus_wide --root NUS-WIDE --output FOLDER check a download of a dataset, and index it
 
 `zsmld VERB --help` says more, with an example.
 """
@@ -45,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_WELCOME, end="")
         return 0
     try:
-        status: int = options.run(options)
+        with warnings.catch_warnings():  # a sentence, without the line of code that said it
+            warnings.showwarning = lambda message, *_, **__: print(f"zsmld {options.verb}: {message}", file=sys.stderr)
+            status: int = options.run(options)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0
@@ -104,18 +111,54 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb(
         "evaluate",
         _evaluate,
-        "compute ZSL and GZSL figures and write a report",
-        "zsmld evaluate runs/scenes_zsl/model --protocol scenes_gzsl --output runs/scenes_zsl/report",
+        "compute ZSL and GZSL figures of a model, or of anyone's predictions, and write a report",
+        "zsmld evaluate runs/scenes_zsl/model --protocol scenes_gzsl --output runs/scenes_zsl/report\n"
+        "  zsmld evaluate --scores S.npy --targets T.npy --protocol nus_wide_gzsl --output report.json\n"
+        "  zsmld evaluate --logits S.parquet --targets prepared/nus_wide --protocol nus_wide_gzsl "
+        "protocol.keep_unlabelled=false",
     )
-    evaluate.add_argument("model", help="model folder or Hub id")
-    evaluate.add_argument("overrides", nargs="*", help="changes of the model's recipe such as dataset.path=my.csv")
+    evaluate.add_argument("model", nargs="?", help="model folder or Hub id; none with --scores or --logits")
+    evaluate.add_argument(
+        "overrides",
+        nargs="*",
+        help="changes of the model's recipe such as dataset.path=my.csv, and of policies such as protocol.top_k=[1,3]",
+    )
+    made = evaluate.add_mutually_exclusive_group()
+    made.add_argument("--scores", help="predictions in [0,1]: .npy, .npz, .pt, .parquet, .csv or .tsv")
+    made.add_argument("--logits", help="predictions that are any real numbers, likewise")
+    evaluate.add_argument("--targets", help="1 present, 0 absent, -1 unknown: such a file, or a prepared index")
+    evaluate.add_argument("--partition", help="JSON file with the seen and unseen words (default: the protocol's)")
+    evaluate.add_argument("--words-file", help="words of the columns of a file without words, one a line")
+    evaluate.add_argument("--external-knowledge", action="append", default=[], help="stated in the report; repeatable")
     evaluate.add_argument("--protocol", help="default the one of the model's recipe")
     evaluate.add_argument("--split", default="test", help="of the dataset (default: %(default)s)")
     evaluate.add_argument("--samples", type=int, default=12, help="images shown in the report (default: %(default)s)")
-    evaluate.add_argument("--output", default="runs/evaluate", help="folder for the report (default: %(default)s)")
+    evaluate.add_argument("--published", action="store_true", help="print published figures of the protocol beside")
+    evaluate.add_argument(
+        "--output", default="runs/evaluate", help="folder, or a .json file, for the report (default: %(default)s)"
+    )
     evaluate.add_argument("--batch-size", type=int, default=64, help="images a batch (default: %(default)s)")
     evaluate.add_argument("--num-workers", type=int, default=0, help="processes that decode (default: %(default)s)")
     _add_device(evaluate)
+
+    prepare = verb(
+        "prepare",
+        _prepare,
+        "check a download and write one index of it, which opens at once",
+        "zsmld prepare nus_wide --root NUS-WIDE --output prepared/nus_wide --missing-images drop\n"
+        "  zsmld prepare coco --root coco --output prepared/coco year=2014",
+    )
+    prepare.add_argument("dataset", help="nus_wide, coco, open_images, voc, table, folder or image_list")
+    prepare.add_argument("overrides", nargs="*", help="options of the dataset such as year=2014")
+    prepare.add_argument("--root", required=True, help="where it was downloaded to: a folder, or a table's file")
+    prepare.add_argument("--output", required=True, help="folder for rows.parquet and manifest.json")
+    prepare.add_argument(
+        "--missing-images",
+        choices=("error", "drop"),
+        default="error",
+        help="refuse a download that lacks images, or use the others and list these (default: %(default)s)",
+    )
+    prepare.add_argument("--decode", type=int, default=64, help="images tried at random (default: %(default)s)")
 
     recipes = verb("recipes", _recipes, "list the bundled recipes, or copy one", "zsmld recipes copy custom")
     recipes.add_argument("action", nargs="?", choices=("list", "copy"), default="list")
@@ -184,6 +227,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from zsmld import Evaluator, Recipe
+    from zsmld.recipe import has_split
 
     recipe = Recipe.load(options.recipe, options.overrides)
     if options.print_config:
@@ -191,7 +235,7 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     output = Path(options.output or f"runs/{Path(options.recipe).stem}")
     trainer = recipe.build_trainer(output, progress=True)
-    test = recipe.build_dataset("test") if recipe.has_split("test") else None
+    test = recipe.build_dataset("test") if has_split(trainer.dataset, "test") else None
     protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
     print(f"train   {trainer.dataset!r}")
     if trainer.heldout:
@@ -211,27 +255,100 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    report = _evaluate_predictions(options) if options.scores or options.logits else _evaluate_model(options)
+    if report is None:  # another process writes it
+        return 0
+    _, page = report.save(options.output)
+    print(f"{report.to_text(published=options.published)}\n\nreport: {page}")
+    return 1 if report.dataset["num_unreadable"] else 0
+
+
+def _evaluate_model(options: argparse.Namespace) -> "Report | None":
+    import os
+
     from zsmld import Evaluator, Recipe, ZeroShotClassifier
 
+    if options.model is None:
+        raise ValueError("model must be given, or --scores or --logits with --targets; see zsmld evaluate --help")
     model = ZeroShotClassifier.from_pretrained(options.model)
     if model.recipe is None:
         raise ValueError(
             f"model {options.model} must name its dataset in its recipe, it has none; use Evaluator in Python"
         )
-    recipe = Recipe.from_dict(model.recipe, options.overrides)
+    protocol = [f"protocol.name={options.protocol}"] if options.protocol else []
+    recipe = Recipe.from_dict(model.recipe, [*options.overrides, *protocol])
     dataset = recipe.build_dataset(options.split)
+    main = True
+    if "WORLD_SIZE" in os.environ:  # torchrun or accelerate launch: each process scores its share
+        from accelerate import PartialState
+
+        main = PartialState(cpu=options.device == "cpu").is_main_process
     evaluator = Evaluator(
-        options.protocol or recipe.build_protocol(dataset.vocabulary),
+        recipe.build_protocol(dataset.vocabulary),
         device=options.device,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         num_samples=options.samples,
-        progress=True,
+        progress=main,
     )
     report = evaluator.evaluate(model, dataset)
-    _, page = report.save(options.output)
-    print(f"{report.to_text()}\n\nreport: {page}")
-    return 1 if report.dataset["num_unreadable"] else 0
+    return report if main else None
+
+
+def _evaluate_predictions(options: argparse.Namespace) -> "Report":
+    from dataclasses import replace
+
+    from zsmld import Evaluator, Vocabulary
+    from zsmld.datasets import Index, read_partition
+    from zsmld.evaluator import Matrix, read_matrix
+    from zsmld.recipe import protocol_from
+
+    if options.model is not None and "=" in options.model:  # the first override stands where a model could
+        options.overrides.insert(0, options.model)
+        options.model = None
+    if options.model is not None or not options.targets or not options.protocol:
+        raise ValueError("--scores and --logits must come with --targets and --protocol, and without a model")
+    scores = read_matrix(options.scores or options.logits)
+    name = Path(options.targets).stem
+    if Path(options.targets).is_dir():
+        dataset = Index.open(options.targets).dataset(options.split, options.partition)
+        targets, name, vocabulary = Matrix.of_dataset(dataset), dataset.name, dataset.vocabulary
+    else:
+        targets, vocabulary = read_matrix(options.targets), None
+    if options.words_file:
+        lines = Path(options.words_file).read_text(encoding="utf-8-sig").splitlines()
+        words = tuple(line.strip() for line in lines if line.strip())
+        scores, targets = (m if m.words else replace(m, words=words) for m in (scores, targets))
+    if options.partition and vocabulary is None:
+        seen, unseen = read_partition(options.partition)
+        vocabulary = Vocabulary([*seen, *unseen], seen=seen)
+    return Evaluator(protocol_from(options.protocol, options.overrides)).evaluate_predictions(
+        scores,
+        targets,
+        "scores" if options.scores else "logits",
+        vocabulary,
+        external_knowledge=options.external_knowledge,
+        dataset=name,
+        split=options.split,
+    )
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from zsmld.datasets import prepare
+    from zsmld.recipe import reader_options
+
+    index = prepare(
+        options.dataset,
+        options.root,
+        options.output,
+        missing_images=options.missing_images,
+        num_decoded=options.decode,
+        **reader_options(options.dataset, options.overrides),
+    )
+    print(index.to_text())
+    print(f"\nwrote {options.output}: rows.parquet, manifest.json")
+    print(f"recipe: dataset: {{name: prepared, path: {options.output}}}")
+    return 0
 
 
 def _recipes(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from zsmld.augmentation import QueryAugmentation
-from zsmld.datasets import DATASETS, build_dataset
+from zsmld.datasets import DATASETS, READERS, build_dataset
 from zsmld.decoder import MLDecoder
 from zsmld.images import ImageEncoder
 from zsmld.model import ZeroShotClassifier
@@ -37,7 +37,8 @@ _NOT_IN_RECIPE = {
     "dataset": {"split"},
     "decoder": {"encoder_dim", "text_dim", "num_classes"},
     "trainer": {"model", "dataset", "val_dataset", "output", "augmentation", "text_encoder", "progress"},
-    "protocol": {"task", "num_seen", "num_unseen"},
+    "protocol": {"task", "num_seen", "num_unseen", "words_file"},
+    "options": {"root", "problems"},  # of a dataset's reader
 }
 
 
@@ -162,21 +163,21 @@ class Recipe:
 
     # ------------------------------------------------------------------------------------------- what it describes
 
-    def has_split(self, split: str) -> bool:
-        """Whether the dataset has such rows: a table may give none to "val" or "test"."""
-        return bool(self.dataset.get(f"{split}_fraction", 1) != 0)
-
     def build_dataset(self, split: str) -> Any:
         """The dataset of a split, "train", "val" or "test"."""
         return build_dataset(**self.dataset, split=split)
 
-    def build_model(self, text_encoder: TextEncoder | None = None) -> ZeroShotClassifier:
-        """The untrained model, with weights drawn from the trainer's seed; a text encoder at hand is used."""
+    def build_model(
+        self, text_encoder: TextEncoder | None = None, vocabulary: Vocabulary | None = None
+    ) -> ZeroShotClassifier:
+        """The untrained model, with weights drawn from the trainer's seed; what is at hand is not built again."""
         torch.manual_seed(self.trainer.get("seed", 0))
         image_encoder = ImageEncoder(**self.image_encoder)
         if text_encoder is None and self.text_encoder is not None:
             text_encoder = TextEncoder(self.text_encoder)
-        num_classes = len(self.build_dataset("train").vocabulary) if text_encoder is None else None
+        num_classes = None
+        if text_encoder is None:
+            num_classes = len(vocabulary or self.build_dataset("train").vocabulary)
         text_dim = None if text_encoder is None else text_encoder.text_dim
         decoder = MLDecoder(image_encoder.encoder_dim, text_dim=text_dim, num_classes=num_classes, **self.decoder)
         return ZeroShotClassifier(image_encoder, decoder, text_encoder, recipe=self.to_dict())
@@ -184,10 +185,11 @@ class Recipe:
     def build_trainer(self, output: str | Path | None = None, progress: bool = False) -> Trainer:
         """The trainer with everything it needs."""
         text_encoder = None if self.text_encoder is None else TextEncoder(self.text_encoder)
+        dataset = self.build_dataset("train")
         return Trainer(
-            self.build_model(text_encoder),
-            self.build_dataset("train"),
-            val_dataset=self.build_dataset("val") if self.has_split("val") else None,
+            self.build_model(text_encoder, dataset.vocabulary),
+            dataset,
+            val_dataset=self.build_dataset("val") if has_split(dataset, "val") else None,
             output=output,
             augmentation=QueryAugmentation(**self.augmentation),
             text_encoder=text_encoder,
@@ -234,6 +236,50 @@ class Recipe:
         if protocol is not None and not (isinstance(protocol, str) and protocol in PROTOCOLS):
             problems.append(_unknown(protocol, sorted(PROTOCOLS), "protocol.name"))
         return targets
+
+
+def has_split(dataset: Any, split: str) -> bool:
+    """Whether the data that a dataset was taken from have a split as well; generated data have every split."""
+    return split in getattr(dataset, "splits", (split,))
+
+
+def reader_options(name: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """Options of a dataset's reader from texts such as "year=2014", for `prepare`.
+
+    Raises:
+        ValueError: for an unknown dataset, and listing every wrong key or value.
+
+    Example:
+        >>> reader_options("coco", ["year=2014"])
+        {'year': '2014'}
+    """
+    if name not in READERS:
+        raise ValueError(_unknown(name, sorted(READERS), "dataset"))
+    return _assigned("options", assignments, READERS[name])
+
+
+def protocol_from(name: str, assignments: Sequence[str] = ()) -> Protocol:
+    """A named protocol with policies changed by texts such as "protocol.keep_unlabelled=false".
+
+    Raises:
+        ValueError: for an unknown protocol, and listing every wrong key or value.
+
+    Example:
+        >>> protocol_from("coco_zsl_48_17", ["protocol.top_k=[1, 3]"]).top_k
+        (1, 3)
+    """
+    return Protocol.named(name, **_assigned("protocol", [a.removeprefix("protocol.") for a in assignments], Protocol))
+
+
+def _assigned(section: str, assignments: Sequence[str], target: Callable[..., Any]) -> dict[str, Any]:
+    problems: list[str] = []
+    given: dict[str, Any] = {}
+    for assignment in assignments:
+        _override(given, assignment, problems)
+    checked = _checked(section, given, target, problems)
+    if problems:
+        raise ValueError(f"{section} must be valid, got:\n  - " + "\n  - ".join(problems))
+    return checked
 
 
 def recipe_names() -> list[str]:

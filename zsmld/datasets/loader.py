@@ -77,7 +77,7 @@ class _Rows(Dataset[dict[str, Any]]):
         try:
             item = self.dataset[row]
         except (OSError, ValueError) as error:
-            image_id = self.dataset.ids[row] if hasattr(self.dataset, "ids") else str(row)
+            image_id = str(self.dataset.ids[row] if hasattr(self.dataset, "ids") else row)
             return {"error": str(error), "id": image_id}
         inputs = item["spatial_embeddings"] if "spatial_embeddings" in item else item["image"]
         if self.transform is not None and "image" in item:

@@ -1,244 +1,380 @@
-"""Your own photos: a table (CSV, TSV or JSONL) with a column of image paths and a column of words.
+"""Your own photos: a table (CSV, TSV, JSONL or Parquet) with a column of image paths and a column of words.
 
 image,labels
 000000000009.jpg,bowl|orange|broccoli
 000000000025.jpg,giraffe
 """
 
-import json
+import posixpath
 import warnings
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from scipy.sparse import csr_matrix
 
-from zsmld.images import load_image
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
-
-TableSplit = Literal["train", "val", "test", "all"]
+from zsmld.datasets.folder import SPLIT_NAMES, divide, read_lines
+from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split, refuse
+from zsmld.datasets.partition import read_partition
+from zsmld.vocabulary import DEFAULT_TEMPLATES, check_words
 
 _IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename")
 _WORD_COLUMNS = ("labels", "tags", "words", "label", "keywords")
 _SEPARATORS = ("|", ";", ",")
 
 
-class Table:
-    """A table of images and their words.
+def read_table(
+    root: Path,
+    problems: list[str],
+    image_column: str | None = None,
+    words_column: str | None = None,
+    separator: str | None = None,
+    words: list[str] | str | Path | None = None,
+    images: str | Path | None = None,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> Index | None:
+    """Your own photos: a table with a column of image paths and a column of words, one row an image.
 
-    Without a column named `split`, rows are divided at random but always alike: by `val_fraction`, `test_fraction`
-    and `seed`.
+    Without a column named `split`, images are divided at random but always alike: by `val_fraction`, `test_fraction`
+    and `seed`. Rows of the same image are merged, and have the words of each. A missing entry means absent.
 
     Args:
-        path: .csv, .tsv or .jsonl; a JSONL row may hold its words as a list.
-        root: folder that image paths are relative to; default the table's folder, or `images/` beside it.
-        split: "train", "val", "test", or "all" rows.
+        root: the table: .csv, .tsv, .jsonl or .parquet; the latter two may hold an image's words as a list.
+        problems: receives everything that is wrong.
         image_column: default the one of a usual name (image, path, file_name, …).
         words_column: default the one of a usual name (labels, tags, words, …).
-        separator: between words in a cell; default the one that occurs, if only one of | ; , does.
-        words: the vocabulary, in order; default every word of the table, sorted. Others are counted and left out.
-        partition: JSON file {"seen": […], "unseen": […]}; a partition inside a larger file is named "FILE#KEY".
-        val_fraction: share of rows in "val", in [0,1).
-        test_fraction: share of rows in "test", in [0,1).
+        separator: between words in a cell; default the one of | ; , that occurs. Where several do, or where one that
+            does is also part of one of `words`, it must be given.
+        words: the vocabulary, in order, as a list or a text file with one a line; default every word of the table,
+            sorted. Others are counted and left out.
+        images: folder that image paths are relative to; default the table's folder, or `images/` beside it.
+        val_fraction: share of the images in "val", in [0,1).
+        test_fraction: share of the images in "test", in [0,1).
         seed: of the random division.
 
-    Attributes:
-        targets: (M,N) CSR of int8; a missing entry means absent (`missing` = 0).
-        ids: image paths as the table writes them.
-        unknown_words: words of the table outside the vocabulary, with their counts.
+    Returns:
+        An `Index` with the partition "all"; `manifest["unknown_words"]` counts the words that were left out.
+    """
+    if isinstance(words, (str, Path)):
+        words = read_lines(Path(words), "words", problems) or None
+    return _read_index(
+        root, problems, image_column, words_column, separator, words, (), images, val_fraction, test_fraction, seed
+    )
+
+
+def table(
+    path: str | Path,
+    root: str | Path | None = None,
+    split: Split = "all",
+    image_column: str | None = None,
+    words_column: str | None = None,
+    separator: str | None = None,
+    words: list[str] | None = None,
+    partition: str | Path | None = None,
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    missing_images: MissingImages = "drop",
+    keep_unlabelled: bool = True,
+    exclude_unseen_images: bool = False,
+) -> IndexedDataset:
+    """A table of images and their words, read by `read_table`, whose arguments have the same meaning here.
+
+    What was merged, left out or is not there is counted in `manifest`, and said in one warning.
+
+    Args:
+        path: the table.
+        root: folder that image paths are relative to; default the table's folder, or `images/` beside it.
+        split: "train", "val", "test", or "all" images.
+        image_column: of `read_table`.
+        words_column: of `read_table`.
+        separator: of `read_table`.
+        words: the vocabulary, in order; default every word of the table, sorted.
+        partition: JSON file {"seen": […], "unseen": […]}; a partition inside a larger file is named "FILE#KEY". Its
+            words are the vocabulary; a word that no row has is an empty column.
+        templates: prompt sentences of the vocabulary.
+        val_fraction: of `read_table`.
+        test_fraction: of `read_table`.
+        seed: of `read_table`.
+        missing_images: "drop" uses the images that are there, "error" refuses a table that names others.
+        keep_unlabelled: keep images with none of the partition's words.
+        exclude_unseen_images: drop training images that show an unseen word.
 
     Raises:
         FileNotFoundError: if the table, its images' folder or the partition does not exist.
-        ValueError: if a column cannot be found, the separator is ambiguous, or the table is empty.
+        ValueError: for an impossible combination of arguments, if the split is empty, or with a list of everything
+            that is wrong with the table.
     """
-
-    name = "table"
-    missing = 0
-
-    def __init__(
-        self,
-        path: str | Path,
-        root: str | Path | None = None,
-        split: TableSplit = "all",
-        image_column: str | None = None,
-        words_column: str | None = None,
-        separator: str | None = None,
-        words: list[str] | None = None,
-        partition: str | Path | None = None,
-        templates: tuple[str, ...] = DEFAULT_TEMPLATES,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        seed: int = 0,
-    ) -> None:
-        path = Path(path)
-        frame = _read(path)
-        image_column = _column(frame, image_column, _IMAGE_COLUMNS, "image_column", path)
-        words_column = _column(frame, words_column, _WORD_COLUMNS, "words_column", path)
-        self.name, self.split = path.stem, split
-        self.root = _root(path, root, frame[image_column].astype(str))
-        duplicates = int(frame[image_column].duplicated().sum())
-        if duplicates:
-            raise ValueError(
-                f"{path} must name each image once, got {duplicates} repeated rows such as "
-                f"{frame[image_column][frame[image_column].duplicated()].iloc[0]!r}; merge their words"
-            )
-        cells = _split_cells(frame[words_column], separator, path)
-        if partition is not None and words is not None:
-            raise ValueError(
-                "words must be left out beside partition, got both; the partition's words are the vocabulary"
-            )
-        if partition is not None:
-            seen, unseen = _read_partition(partition)
-            self.vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates)
-        else:
-            self.vocabulary = Vocabulary(
-                words if words is not None else sorted({word for cell in cells for word in cell}), templates=templates
-            )
-        self.unknown_words = Counter(word for cell in cells for word in cell if word not in self.vocabulary)
-        if not any(word in self.vocabulary for cell in cells for word in cell):
-            raise ValueError(
-                f"{path} must have words of its vocabulary, got none of {list(self.vocabulary.words[:3])}… in any row; "
-                f"check spelling and case, for instance {list(self.unknown_words)[:3]}"
-            )
-        if self.unknown_words and partition is None:
-            warnings.warn(
-                f"{path}: words outside the vocabulary are left out: {dict(self.unknown_words)}", stacklevel=2
-            )
-
-        rows = _rows_of_split(frame, split, val_fraction, test_fraction, seed)
-        if not len(rows):
-            instead = f", or set {split}_fraction=0 to do without" if split in ("val", "test") else ""
-            what = "the values of its split column" if "split" in frame.columns else "val_fraction and test_fraction"
-            raise ValueError(
-                f"split {split!r} of {path} must have rows, got none of {len(frame)}; change {what}{instead}"
-            )
-        self.ids = [str(frame[image_column].iloc[row]) for row in rows]
-        pairs = [
-            (i, self.vocabulary.index(word))
-            for i, row in enumerate(rows)
-            for word in cells[row]
-            if word in self.vocabulary
-        ]
-        i, j = np.array(pairs, np.int64).reshape(-1, 2).T
-        self.targets = csr_matrix((np.ones(len(i), np.int8), (i, j)), (len(rows), len(self.vocabulary)), dtype=np.int8)
-        self.targets.data[:] = 1  # a word twice in one cell is still one word
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": PIL RGB, "targets": (N,) int8, "id": str}; an unreadable image is an error that names it."""
-        image = load_image(self.root / self.ids[index])
-        return {"image": image, "targets": self.targets[index].toarray()[0], "id": self.ids[index]}
-
-    def __repr__(self) -> str:
-        return f"Table({self.name!r}, split={self.split!r}, num_images={len(self)}, words={len(self.vocabulary)})"
-
-
-def _read(path: Path) -> pd.DataFrame:
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be an existing table, not found: {path}; correct the path")
-    if path.suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        raise ValueError(f"path must end in .csv, .tsv or .jsonl, got {path.name}; convert or rename it")
+    if root is not None and not Path(root).is_dir():
+        raise FileNotFoundError(f"root must be an existing folder of images, not found: {root}; correct the path")
+    if partition is not None and words is not None:
+        raise ValueError("words must be left out beside partition, got both; the partition's words are the vocabulary")
+    if missing_images not in ("error", "drop"):
+        raise ValueError(f"missing_images must be 'error' or 'drop', got {missing_images!r}; choose one")
+    sides = () if partition is None else read_partition(partition)
+    divided = tuple(dict.fromkeys(word for side in sides for word in side))  # a word in both is refused below
+    problems: list[str] = []
+    index = _read_index(
+        path, problems, image_column, words_column, separator, words, divided, root, val_fraction, test_fraction, seed
+    )
+    listed = 0 if index is None else int((index.splits == split).sum())
+    if index is not None:
+        index = index.without_missing_images(missing_images, problems)
+    refuse(f"{path} must be a usable table of images", problems)
+    assert index is not None  # a table without an index has problems
+    if split in SPLIT_NAMES.values() and not (index.splits == split).any():
+        without = f", or set {split}_fraction=0 to do without" if split != "train" else ""
+        by_column = "split_column" in index.manifest["policies"]
+        change = "the values of its split column" if by_column else f"val_fraction and test_fraction{without}"
+        why = f"none of {len(index)}" if not listed else f"{listed} without an image on disk"
+        raise ValueError(f"split {split!r} of {path} must have rows, got {why}; change {change}")
+    dataset = index.dataset(split, partition, templates, keep_unlabelled, exclude_unseen_images)
+    dataset.manifest["unknown_words"] = index.manifest["unknown_words"]
+    _warn(path, index, partition)
+    return dataset
+
+
+def _warn(path: Path, index: Index, partition: str | Path | None) -> None:
+    """One sentence about everything that was counted; a partition leaves words out on purpose."""
+    counts, unknown = index.manifest["counts"], index.manifest["unknown_words"]
+    said = []
+    if unknown and partition is None:
+        said.append(f"words outside the vocabulary are left out: {_some(unknown)}")
+    if partition is not None and counts["words_without_images"]:
+        said.append(f"{counts['words_without_images']} words of the partition are in no row")
+    if counts["merged_rows"]:
+        said.append(f"{counts['merged_rows']} repeated rows are merged with the first of their image")
+    missing = index.manifest.get("missing_images", [])
+    if missing:
+        said.append(f"{len(missing)} images are not in {index.root} and left out, such as {missing[:3]}")
+    if said:
+        warnings.warn(f"{path}: {'; '.join(said)}", stacklevel=3)
+
+
+def _some(unknown: dict[str, int]) -> str:
+    more = f" and {len(unknown) - 20:,} more words" if len(unknown) > 20 else ""
+    return f"{dict(list(unknown.items())[:20])}{more}"
+
+
+def _read_index(
+    path: Path,
+    problems: list[str],
+    image_column: str | None,
+    words_column: str | None,
+    separator: str | None,
+    words: Iterable[str] | None,
+    divided: tuple[str, ...],
+    images: str | Path | None,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> Index | None:
+    """The index of a table; `divided` are the words of a partition, if there is one."""
+    if images is not None and not Path(images).is_dir():
+        problems.append(f"images must be an existing folder of images, not found: {images}; correct the path")
+        images = None
+    given = check_words(words) if words is not None else divided
+    frame = _read_frame(path, problems)
+    if frame is None:
+        return None
+    image = _column(frame, image_column, _IMAGE_COLUMNS, "image_column", path, problems)
+    cells = _column(frame, words_column, _WORD_COLUMNS, "words_column", path, problems)
+    if image is None or cells is None:
+        return None
+    named = frame[image].map(lambda cell: "" if cell is None or cell != cell else str(cell))
+    if (named.str.strip() == "").any():
+        rows = (np.flatnonzero(named.str.strip() == "") + 1).tolist()
+        problems.append(f"{path.name} must name an image in each row, {len(rows)} rows do not, such as {rows[:5]}")
+    separator = guess_separator(frame[cells], separator, given, path.name, problems)
+
+    # Distinct images in the order of their first row, and the row of each in that order.
+    image_of_row, paths = pd.factorize(named.map(lambda name: posixpath.normpath(name.replace("\\", "/"))))
+    first = np.unique(image_of_row, return_index=True)[1]
+    row, word = split_words(frame[cells], separator)
+    occurring = pd.Index(word.unique())
+    counted = word.groupby(word).size()
+    vocabulary = given or tuple(sorted(occurring))
+    unknown = counted[~counted.index.isin(vocabulary)].sort_values(ascending=False, kind="stable")
+    if divided:  # the other words stay in the index, as columns that the partition does not take
+        vocabulary = (*divided, *sorted(set(occurring) - set(divided)))
+    if not len(occurring):
+        problems.append(
+            f"words must have at least one word, got none in column {cells!r} of {path.name}; fill it or pass "
+            f"words_column="
+        )
+    elif not occurring.isin(given or occurring).any():
+        problems.append(
+            f"{path} must have words of its vocabulary, got none of {list(given[:3])}… in any row; check spelling and "
+            f"case, for instance {list(occurring[:3])}"
+        )
+    if not vocabulary:
+        return None
+    label = pd.Index(vocabulary).get_indexer(word)
+    targets = indicator(image_of_row[row][label >= 0], label[label >= 0], (len(paths), len(vocabulary)))
+    policies: dict[str, object] = {"separator": separator, "repeated_rows": "merged, with the words of each"}
+    if "split" in frame.columns:
+        policies["split_column"] = True
+        splits = _splits_of_column(frame["split"], image_of_row, first, path, problems)
+    else:
+        policies |= {"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed}
+        splits = divide(len(paths), val_fraction, test_fraction, seed, problems)
+    return Index(
+        name=path.stem,
+        root=_root(path, images, paths),
+        words=vocabulary,
+        partitions={"all": {"seen": list(vocabulary), "unseen": []}},
+        ids=pa.array(named.iloc[first].tolist(), pa.string()),
+        paths=pa.array(paths.tolist(), pa.string()),
+        splits=splits,
+        targets=targets,
+        manifest={
+            "policies": policies,
+            "counts": {
+                "rows": len(frame),
+                "merged_rows": len(frame) - len(paths),
+                "unknown_words": len(unknown),
+                "labels_of_unknown_words": int(unknown.sum()),
+                "words_without_images": int((np.bincount(targets.indices, minlength=len(vocabulary)) == 0).sum()),
+                "images_without_words": int((np.diff(targets.indptr) == 0).sum()),
+            },
+            "unknown_words": {str(key): int(value) for key, value in unknown.items()},
+        },
+    )
+
+
+def _read_frame(path: Path, problems: list[str]) -> pd.DataFrame | None:
+    suffix = path.suffix.lower()
     try:
-        if path.suffix in (".csv", ".tsv"):
-            frame = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
-        else:
+        if suffix in (".csv", ".tsv"):
+            frame = pd.read_csv(path, sep="," if suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
+        elif suffix in (".jsonl", ".ndjson"):
             frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
-    except ValueError as error:  # pandas' own kinds are ValueErrors
-        raise ValueError(f"{path} must be a readable table, it is not: {error}; repair it") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas took a first field too many for row names
-        raise ValueError(
+        elif suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            problems.append(
+                f"path must end in .csv, .tsv or .jsonl, got {path.name}; convert or rename it (.parquet works too)"
+            )
+            return None
+    except ValueError as error:  # pandas' and Arrow's own kinds are ValueErrors
+        problems.append(f"{path} must be a readable table, it is not: {error}; repair it")
+        return None
+    if suffix != ".parquet" and not isinstance(frame.index, pd.RangeIndex):  # pandas took a first field for row names
+        problems.append(
             f"{path} must have as many fields in each row as columns, got more; quote the words of a row or "
             f"join them with |"
         )
+        return None
     if frame.empty:
-        raise ValueError(f"{path} must have at least one row, got none; fill it")
-    return frame
+        problems.append(f"{path} must have at least one row, got none; fill it")
+        return None
+    return frame.reset_index(drop=True)
 
 
-def _column(frame: pd.DataFrame, name: str | None, usual: tuple[str, ...], argument: str, path: Path) -> str:
+def _column(
+    frame: pd.DataFrame, name: str | None, usual: tuple[str, ...], argument: str, path: Path, problems: list[str]
+) -> str | None:
     columns = [str(column) for column in frame.columns]
     if name is not None and name not in columns:
-        raise ValueError(f"{argument} must be a column of {path.name}, got {name!r}; it has {columns}")
+        problems.append(f"{argument} must be a column of {path.name}, got {name!r}; it has {columns}")
+        return None
     found = [name] if name is not None else [column for column in columns if column.lower() in usual]
     if len(found) != 1:
-        raise ValueError(
+        problems.append(
             f"{argument} must be named, {path.name} has {len(found)} columns of a usual name among {columns}; "
             f"pass {argument}="
         )
+        return None
     return found[0]
 
 
-def _root(path: Path, root: str | Path | None, images: pd.Series) -> Path:
-    if root is not None:
-        if not Path(root).is_dir():
-            raise FileNotFoundError(f"root must be an existing folder of images, not found: {root}; correct the path")
-        return Path(root)
+def _root(path: Path, images: str | Path | None, paths: pd.Index) -> Path:
+    if images is not None:
+        return Path(images)
     beside = path.parent / "images"
     if not beside.is_dir():
         return path.parent
-    some = images.iloc[:: max(1, len(images) // 20)]  # where more of them are; a first photo may be missing
+    some = paths[:: max(1, len(paths) // 20)]  # where more of them are; a first photo may be missing
     return max((path.parent, beside), key=lambda folder: sum((folder / image).is_file() for image in some))
 
 
-def _split_cells(column: pd.Series, separator: str | None, path: Path) -> list[list[str]]:
-    if separator is None:
-        texts = [cell for cell in column if isinstance(cell, str)]
-        found = [s for s in _SEPARATORS if any(s in text for text in texts)]
-        if len(found) > 1:
-            raise ValueError(
-                f"separator must be given for {path.name}, whose words could be divided by any of {found}; "
-                f"pass separator={found[0]!r} or another"
-            )
-        separator = found[0] if found else "|"
-    cells = [cell if isinstance(cell, list) else _text(cell).split(separator) for cell in column]
-    return [[word for word in (str(word).strip() for word in cell) if word] for cell in cells]
-
-
-def _text(cell: object) -> str:
-    return "" if cell is None or cell != cell else str(cell)  # a missing JSONL value is None or NaN
-
-
-def _read_partition(partition: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    file, _, key = str(partition).partition("#")
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"partition must be an existing JSON file, not found: {file}; correct the path")
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"partition must be JSON, {file} cannot be read: {error}; repair it") from error
-    if key:
-        if key not in content:
-            raise ValueError(f"partition must name a key of {file}, got {key!r}; it has {sorted(content)}")
-        content = content[key]
-    if not isinstance(content, dict) or not {"seen", "unseen"} <= set(content):
-        raise ValueError(
-            f"partition must be a JSON object with 'seen' and 'unseen', got {file} with "
-            f"{sorted(content) if isinstance(content, dict) else type(content).__name__}; write FILE#KEY for one inside"
+def _splits_of_column(
+    column: pd.Series, image_of_row: np.ndarray, first: np.ndarray, path: Path, problems: list[str]
+) -> np.ndarray:
+    split = column.map(lambda cell: SPLIT_NAMES.get(str(cell).strip().lower()))
+    strange = sorted({str(cell) for cell in column[split.isna()]})
+    if strange:
+        problems.append(f"column split of {path.name} must say train, val or test, got {strange[:5]}; correct it")
+    of_image = split.iloc[first].fillna("train").to_numpy(dtype="<U5")
+    different = np.unique(image_of_row[(split.fillna("train").to_numpy(dtype="<U5") != of_image[image_of_row])])
+    if len(different):
+        rows = (first[different[:3]] + 1).tolist()
+        problems.append(
+            f"{path.name} must have an image in one split, {len(different)} are in several, such as that of row "
+            f"{rows}; remove their repetitions"
         )
-    return check_words(content["seen"], "seen"), check_words(content["unseen"], "unseen")
+    return of_image
 
 
-def _rows_of_split(frame: pd.DataFrame, split: str, val_fraction: float, test_fraction: float, seed: int) -> np.ndarray:
-    if split not in ("train", "val", "test", "all"):
-        raise ValueError(f"split must be 'train', 'val', 'test' or 'all', got {split!r}; choose one")
-    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
-        raise ValueError(
-            f"val_fraction and test_fraction must leave rows to train on, got {val_fraction} and {test_fraction}; "
-            f"lower them"
+def guess_separator(
+    column: pd.Series, separator: str | None, words: Iterable[str], where: str, problems: list[str]
+) -> str:
+    """What divides the words of a text cell: what is given, else the one of | ; , that occurs, if no other can be.
+
+    Example:
+        >>> guess_separator(pd.Series(["dog;red car", "cat"]), None, (), "t.csv", [])
+        ';'
+    """
+    if separator is not None:
+        return separator
+    text = column[column.map(lambda cell: isinstance(cell, str))].astype(str)
+    found = [s for s in _SEPARATORS if text.str.contains(s, regex=False).any()]
+    within = [s for s in found if any(s in word for word in words)]
+    if len(found) > 1 or within:
+        cell = next(cell for cell in text if any(s in cell for s in within or found))
+        one = f"may be divided by {found[0]!r} or hold it"
+        reason = f"could be divided by any of {found}" if len(found) > 1 else one
+        problems.append(
+            f"separator must be given for {where}, whose words {reason}, for instance {cell[:80]!r}; "
+            f"pass separator={found[0]!r} or another"
         )
-    if split == "all":
-        return np.arange(len(frame))
-    if "split" in frame.columns:
-        return np.flatnonzero((frame["split"] == split).to_numpy())
-    order = np.random.default_rng(seed).permutation(len(frame))
-    num_test, num_val = round(test_fraction * len(frame)), round(val_fraction * len(frame))
-    parts = {
-        "test": order[:num_test],
-        "val": order[num_test : num_test + num_val],
-        "train": order[num_test + num_val :],
-    }
-    return np.sort(parts[split])
+    return found[0] if found else _SEPARATORS[0]
+
+
+def split_words(column: pd.Series, separator: str) -> tuple[np.ndarray, pd.Series]:
+    """Words of the cells of a column, each a text or a list: position of the cell, and word, without empty ones.
+
+    Example:
+        >>> rows, words = split_words(pd.Series(["dog| cat", "", None, ["bird"]]), "|")
+        >>> rows.tolist(), words.tolist()
+        ([0, 0, 3], ['dog', 'cat', 'bird'])
+    """
+    lists = column.map(lambda cell: list(cell) if isinstance(cell, (list, np.ndarray)) else _text(cell, separator))
+    word = pd.Series(lists.to_numpy(), dtype=object).explode().dropna().astype(str).str.strip()
+    word = word[word != ""]
+    return word.index.to_numpy(), word.reset_index(drop=True)
+
+
+def _text(cell: object, separator: str) -> list[str]:
+    return [] if cell is None or cell != cell else str(cell).split(separator)  # a missing value is None or NaN
+
+
+def indicator(rows: np.ndarray, labels: np.ndarray, shape: tuple[int, int]) -> csr_matrix:
+    """CSR of int8 with 1 at each (row, label), however often it is named.
+
+    Example:
+        >>> indicator(np.array([1, 0, 1]), np.array([2, 0, 2]), (2, 3)).toarray().tolist()
+        [[1, 0, 0], [0, 0, 1]]
+    """
+    pairs = np.sort(rows.astype(np.int64) * shape[1] + labels)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(pairs // shape[1], minlength=shape[0]))])
+    return csr_matrix((np.ones(len(pairs), np.int8), pairs % shape[1], indptr), shape, dtype=np.int8)

@@ -1,0 +1,396 @@
+"""The one shape that every download takes once it is read: rows, words, sparse targets, partitions and a manifest.
+
+A reader (`nus_wide`, `coco`, …) turns official files into an `Index`; `Index.save` writes it as Parquet and JSON;
+`Index.dataset` takes a split and a partition of it, by policies that are counted and kept in the manifest.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.sparse import csr_matrix
+
+from zsmld.datasets.partition import read_partition
+from zsmld.datasets.rows import (
+    VALUES,
+    from_label_lists,
+    ids_digest,
+    on_disk,
+    repeated_ids,
+    select_columns,
+    to_label_lists,
+)
+from zsmld.images import load_image
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
+
+Split = Literal["train", "val", "test", "all"]
+MissingImages = Literal["error", "drop"]
+Partition = dict[str, list[str]]
+
+_FORMAT = 1
+_ROWS, _MANIFEST = "rows.parquet", "manifest.json"
+
+
+class IndexedDataset:
+    """Images on disk with their words, of one split and one partition. Made by `Index.dataset`.
+
+    Attributes:
+        name, split: what a report calls it.
+        vocabulary: N words with their partition.
+        targets: (M,N) CSR of int8; `missing` is what an entry means that it does not store, 0 absent or −1 unknown.
+        ids: M image ids, an Arrow array: `str(ids[i])`.
+        paths: M image paths relative to `root`, likewise.
+        splits: the splits that its download has, or that `val_fraction` makes.
+        manifest: what it was read from, with which policies, and how many images each of them took away.
+    """
+
+    def __init__(self, index: "Index", rows: np.ndarray, split: str, vocabulary: Vocabulary, manifest: dict[str, Any]):
+        self.name, self.split, self.root, self.missing = index.name, split, index.root, index.missing
+        self.vocabulary, self.manifest = vocabulary, manifest
+        self.splits = (*sorted(set(index.splits.tolist())), *(["val"] if manifest["policies"]["val_fraction"] else []))
+        self.ids, self.paths = index.ids.take(pa.array(rows)), index.paths.take(pa.array(rows))
+        labels = np.array([index.label(word) for word in vocabulary], np.int64)
+        self.targets = select_columns(index.targets[rows], labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"image": PIL RGB, "targets": (N,) int8, "id": str}; an unreadable image is an error that names it."""
+        image_id, path = self.ids[int(index)].as_py(), self.paths[int(index)].as_py()
+        targets = np.full(len(self.vocabulary), self.missing, np.int8)
+        start, end = self.targets.indptr[index], self.targets.indptr[index + 1]
+        targets[self.targets.indices[start:end]] = self.targets.data[start:end]
+        return {"image": load_image(self.root / path), "targets": targets, "id": image_id}
+
+    def __repr__(self) -> str:
+        return (
+            f"IndexedDataset({self.name!r}, split={self.split!r}, num_images={len(self)}, "
+            f"seen={len(self.vocabulary.seen)}, unseen={len(self.vocabulary.unseen)})"
+        )
+
+
+@dataclass
+class Index:
+    """A whole download: every split, every word, and the partitions that are known for it.
+
+    Attributes:
+        name: of the dataset.
+        root: folder that `paths` are relative to.
+        words: N words, in the order of the columns.
+        partitions: name -> {"seen": […], "unseen": […]}; the first is the default.
+        ids: M distinct image ids, Arrow strings.
+        paths: M image paths relative to `root`, with forward slashes.
+        splits: (M,) array of str, "train", "val" or "test".
+        targets: (M,N) CSR of int8: 1 present, 0 absent, −1 unknown.
+        missing: what an entry means that `targets` does not store, 0 or −1.
+        manifest: policies it was read with, and counts; `save` adds versions and hashes.
+    """
+
+    name: str
+    root: Path
+    words: tuple[str, ...]
+    partitions: dict[str, Partition]
+    ids: pa.StringArray
+    paths: pa.StringArray
+    splits: np.ndarray
+    targets: csr_matrix
+    missing: int = 0
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.words = check_words(self.words)
+        self._labels = {word: label for label, word in enumerate(self.words)}
+        self.ids, self.paths = pa.array(self.ids, pa.string()), pa.array(self.paths, pa.string())
+        lengths = len(self.ids), len(self.paths), len(self.splits), self.targets.shape[0]
+        if len(set(lengths)) > 1 or self.targets.shape[1] != len(self.words):
+            raise ValueError(
+                f"ids, paths, splits and targets must have one row an image and one column a word, got {lengths} rows "
+                f"and {self.targets.shape[1]} columns for {len(self.words)} words; read them from the same files"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def label(self, word: str) -> int:
+        """Column of a word; −1 if there is none."""
+        return self._labels.get(word, -1)
+
+    def to_text(self) -> str:
+        """What a person must see of a download: counts, words, partitions, policies."""
+        lines = [f"{self.name} in {self.root}", f"{'split':<8}{'images':>10}{'labels/image':>14}"]
+        for split in sorted(set(self.splits.tolist())):
+            rows = np.flatnonzero(self.splits == split)
+            lines.append(f"{split:<8}{len(rows):>10,}{(self.targets[rows] == 1).sum() / len(rows):>14.4f}")
+        sides = ", ".join(
+            f"{name} ({len(p['seen']):,} seen, {len(p['unseen']):,} unseen)" for name, p in self.partitions.items()
+        )
+        lines += [f"words         {len(self.words):,}", f"partitions    {sides}"]
+        for title in ("policies", "counts", "fingerprints"):
+            lines += [f"{title:<14}{key}: {_shown(value)}" for key, value in self.manifest.get(title, {}).items()]
+        missing = self.manifest.get("missing_images", [])
+        if missing:
+            lines.append(f"missing       {len(missing):,} images are not on disk; manifest.json lists them")
+        return "\n".join(lines)
+
+    # ------------------------------------------------------------------------------------------- one split of it
+
+    def dataset(
+        self,
+        split: Split,
+        partition: str | Path | None = None,
+        templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+        keep_unlabelled: bool = True,
+        exclude_unseen_images: bool = False,
+        val_fraction: float | None = None,
+        seed: int = 0,
+    ) -> IndexedDataset:
+        """One split under one partition of the words.
+
+        Training images of a zero-shot partition are those with a seen word; that is part of every protocol.
+
+        Args:
+            split: "train", "val", "test", or "all" images.
+            partition: name of a known one, or a JSON file {"seen": […], "unseen": […]} ("FILE#KEY" for one inside a
+                larger file); default the first known one.
+            templates: prompt sentences of the vocabulary.
+            keep_unlabelled: keep images with none of the partition's words.
+            exclude_unseen_images: drop training images that show an unseen word.
+            val_fraction: share of the training images that is "val", in [0,1), drawn with `seed`; default the
+                download's own validation images, if it has any.
+
+        Returns:
+            An `IndexedDataset`, whose manifest counts what each policy took away.
+
+        Raises:
+            FileNotFoundError: if a partition file does not exist.
+            ValueError: for an unknown split or partition, or if no image is left.
+        """
+        name, seen, unseen = self._partition(partition)
+        vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates)
+        rows = self._rows_of_split(split, val_fraction, seed)
+        counts = {"listed": len(rows)}
+        present = select_columns(self.targets[rows], np.array([self.label(word) for word in vocabulary], np.int64)) == 1
+        num_seen, num_unseen = (
+            np.asarray(present[:, np.flatnonzero(vocabulary.is_seen == side)].sum(1)).ravel() for side in (True, False)
+        )
+        kept = np.ones(len(rows), bool)
+        training = split in ("train", "val")
+        for policy, dropped in (
+            ("without_a_seen_word", (num_seen == 0) if training and unseen else None),
+            ("with_an_unseen_word", (num_unseen > 0) if training and exclude_unseen_images else None),
+            ("unlabelled", (num_seen + num_unseen == 0) if not keep_unlabelled else None),
+        ):
+            if dropped is not None:
+                counts[policy] = int((kept & dropped).sum())
+                kept &= ~dropped
+        counts["used"] = int(kept.sum())
+        if not kept.any():
+            raise ValueError(
+                f"split {split!r} of {self.name} must have images under its policies, got none: {counts}; loosen them"
+            )
+        policies = {
+            "partition": name,
+            "keep_unlabelled": keep_unlabelled,
+            "exclude_unseen_images": exclude_unseen_images,
+            "val_fraction": val_fraction,
+        }
+        manifest = {
+            "options": self.manifest.get("options", {}),
+            "counts": self.manifest.get("counts", {}),
+            "policies": self.manifest.get("policies", {}) | policies,
+            "images": counts,
+            "missing_images": len(self.manifest.get("missing_images", [])),
+        }
+        return IndexedDataset(self, rows[kept], split, vocabulary, manifest)
+
+    def _partition(self, partition: str | Path | None) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        name = next(iter(self.partitions)) if partition is None else str(partition)
+        if name in self.partitions:
+            seen, unseen = (tuple(self.partitions[name][side]) for side in ("seen", "unseen"))
+        elif ".json" in name:
+            seen, unseen = read_partition(name)
+        else:
+            raise ValueError(
+                f"partition must be one of {list(self.partitions)} or a JSON file, got {name!r}; choose one"
+            )
+        strangers = [word for word in (*seen, *unseen) if word not in self._labels]
+        if strangers:
+            raise ValueError(
+                f"partition {name} must name words of {self.name}, got {len(strangers)} others such as "
+                f"{strangers[:5]}; correct their spelling"
+            )
+        return name, seen, unseen
+
+    def _rows_of_split(self, split: str, val_fraction: float | None, seed: int) -> np.ndarray:
+        if split not in ("train", "val", "test", "all"):
+            raise ValueError(f"split must be 'train', 'val', 'test' or 'all', got {split!r}; choose one")
+        if val_fraction is not None and not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}; lower it")
+        if split == "all":
+            return np.arange(len(self))
+        rows = np.flatnonzero(self.splits == split)
+        if val_fraction is not None and split in ("train", "val"):
+            rows = np.flatnonzero(self.splits == "train")
+            order = np.random.default_rng(seed).permutation(len(rows))
+            num_val = round(val_fraction * len(rows))
+            rows = rows[np.sort(order[:num_val] if split == "val" else order[num_val:])]
+        if not len(rows):
+            instead = (
+                "; pass val_fraction to take some of the training images" if split == "val" else "; choose another"
+            )
+            raise ValueError(
+                f"split {split!r} of {self.name} must have images, it has {sorted(set(self.splits.tolist()))}{instead}"
+            )
+        return rows
+
+    # ------------------------------------------------------------------------------------------------ images on disk
+
+    def without_missing_images(self, missing_images: MissingImages, problems: list[str]) -> "Index":
+        """The index of the images that are on disk; the others are a problem, or counted and listed in the manifest."""
+        problems += repeated_ids(self.ids)
+        found = on_disk(self.root, self.paths)
+        missing = [str(path) for path in self.paths.filter(pa.array(~found)).to_pylist()]
+        if missing and (missing_images == "error" or not found.any()):
+            use_others = "" if not found.any() else ", or missing_images=drop to use the others"
+            problems.append(
+                f"{len(missing):,} of {len(self):,} images are not in {self.root}, for instance "
+                f"{', '.join(missing[:3])}; complete them{use_others}"
+            )
+        if not missing:
+            return self
+        mask = pa.array(found)
+        return replace(
+            self,
+            ids=self.ids.filter(mask),
+            paths=self.paths.filter(mask),
+            splits=self.splits[found],
+            targets=self.targets[np.flatnonzero(found)],
+            manifest=self.manifest | {"missing_images": missing},
+        )
+
+    def decode_sample(self, num_images: int, seed: int = 0) -> list[str]:
+        """Decode some of the images, drawn at random; what is wrong with them, one message each."""
+        rows = np.random.default_rng(seed).permutation(len(self))[:num_images]
+        wrong = []
+        for row in np.sort(rows):
+            try:
+                load_image(self.root / self.paths[int(row)].as_py())
+            except (OSError, ValueError) as error:
+                wrong.append(str(error))
+        return wrong
+
+    # ------------------------------------------------------------------------------------------------- save and open
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `rows.parquet` (id, path, split, labels) and `manifest.json` (all else) to a folder; returns it.
+
+        Raises:
+            ValueError: if an image id stands twice.
+        """
+        from zsmld.model import package_versions
+
+        refuse(f"ids of {self.name} must be distinct", repeated_ids(self.ids))
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        columns: dict[str, Any] = {
+            "id": self.ids,
+            "path": self.paths,
+            "split": pa.array(self.splits.tolist(), pa.string()).dictionary_encode(),
+        }
+        for name, value in VALUES.items():
+            if value != self.missing:
+                columns[name] = to_label_lists(self.targets, value)
+        pq.write_table(pa.table(columns), folder / _ROWS, compression="zstd")
+        splits = {}
+        for split in sorted(set(self.splits.tolist())):
+            rows = np.flatnonzero(self.splits == split)
+            present = int((self.targets[rows] == 1).sum())
+            splits[split] = {
+                "num_images": len(rows),
+                "labels_per_image": present / len(rows),
+                "image_ids_sha256": ids_digest(self.ids.take(pa.array(rows)).to_pylist()),
+            }
+        manifest = {
+            "format": _FORMAT,
+            "dataset": self.name,
+            "root": str(self.root.resolve()),
+            "missing": self.missing,
+            "num_words": len(self.words),
+            "splits": splits,
+            **self.manifest,
+            "rows_sha256": hashlib.sha256((folder / _ROWS).read_bytes()).hexdigest(),
+            "versions": package_versions(),
+            "partitions": self.partitions,
+            "words": list(self.words),
+        }
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def open(cls, folder: str | Path, root: str | Path | None = None) -> "Index":
+        """Open what `save` wrote.
+
+        Args:
+            folder: with `rows.parquet` and `manifest.json`.
+            root: of the images, if they moved since.
+
+        Raises:
+            FileNotFoundError: if the folder has no index, or the images' folder is gone.
+            ValueError: if the files are damaged or do not belong together.
+        """
+        folder = Path(folder)
+        absent = [name for name in (_ROWS, _MANIFEST) if not (folder / name).is_file()]
+        if absent:
+            raise FileNotFoundError(
+                f"path must be a folder that `zsmld prepare` wrote, {folder} has no {' and no '.join(absent)}; run it"
+            )
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / _MANIFEST} must be JSON, it is damaged: {error}; prepare it again") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            raise ValueError(f"{folder / _MANIFEST} must have format {_FORMAT}; prepare it again with this zsmld")
+        if hashlib.sha256((folder / _ROWS).read_bytes()).hexdigest() != manifest["rows_sha256"]:
+            raise ValueError(f"{folder / _ROWS} must be the file of its manifest, it is damaged; prepare it again")
+        image_root = Path(manifest["root"] if root is None else root)
+        if not image_root.is_dir():
+            raise FileNotFoundError(f"root must be the folder of the images, not found: {image_root}; pass root=")
+        table = pq.ParquetFile(folder / _ROWS).read()
+        columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+        shape = (len(table), len(manifest["words"]))
+        known = {"format", "dataset", "root", "missing", "num_words", "splits", "rows_sha256", "versions"}
+        return cls(
+            name=manifest["dataset"],
+            root=image_root,
+            words=tuple(manifest["words"]),
+            partitions=manifest["partitions"],
+            ids=columns["id"],
+            paths=columns["path"],
+            splits=np.array(columns["split"].dictionary.to_pylist())[columns["split"].indices.to_numpy()],
+            targets=from_label_lists({n: columns[n] for n in VALUES if n in columns}, shape),
+            missing=manifest["missing"],
+            manifest={k: v for k, v in manifest.items() if k not in known | {"partitions", "words"}},
+        )
+
+
+def refuse(what: str, problems: Sequence[str]) -> None:
+    """One error with everything that was found wrong; nothing if nothing was.
+
+    Raises:
+        ValueError: if there are problems.
+    """
+    if problems:
+        raise ValueError(f"{what}, found:\n  - " + "\n  - ".join(problems))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,80 @@
+"""Rows of an index: sparse targets to Parquet columns and back, image ids, and which files are on disk."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import csr_matrix
+
+# Columns of rows.parquet and the target that each holds; the value of `missing` is not written.
+VALUES = {"present": 1, "absent": 0, "unknown": -1}
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """SHA-256 of a set of image ids, whatever their order: equal digests mean the same images.
+
+    Example:
+        >>> ids_digest(["b", "a"]) == ids_digest(["a", "b"]) != ids_digest(["a"])
+        True
+    """
+    return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
+
+
+def repeated_ids(ids: pa.StringArray) -> list[str]:
+    """What is wrong with ids that stand twice; checked when an index is made, not each time it is opened."""
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return []
+    twice = [entry["values"] for entry in pc.value_counts(ids).to_pylist() if entry["counts"] > 1]
+    return [f"{len(twice):,} image ids stand more than once, for instance {', '.join(twice[:3])}; merge their rows"]
+
+
+def select_columns(targets: csr_matrix, labels: np.ndarray) -> csr_matrix:
+    """Some columns of a CSR matrix, explicit zeros kept; slicing by array would be several times slower."""
+    position = np.full(targets.shape[1], -1, np.int32)
+    position[labels] = np.arange(len(labels))
+    moved = position[targets.indices]
+    kept = moved >= 0
+    rows = np.repeat(np.arange(targets.shape[0]), np.diff(targets.indptr))[kept]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=targets.shape[0]))])
+    result = csr_matrix((targets.data[kept], moved[kept], indptr), (targets.shape[0], len(labels)), dtype=np.int8)
+    result.sort_indices()
+    return result
+
+
+def to_label_lists(targets: csr_matrix, value: int) -> pa.ListArray:
+    """Labels that have a value, one list a row."""
+    held = targets.data == value
+    offsets = np.concatenate([[0], np.cumsum(held)])[targets.indptr]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(targets.indices[held], pa.int32()))
+
+
+def from_label_lists(columns: dict[str, pa.ListArray], shape: tuple[int, int]) -> csr_matrix:
+    """The inverse of `to_label_lists`, for the columns of all stored values together."""
+    lists = [(VALUES[name], c.offsets.to_numpy(), c.values.to_numpy()) for name, c in columns.items()]
+    if len(lists) == 1:
+        value, offsets, labels = lists[0]
+        return csr_matrix((np.full(len(labels), value, np.int8), labels, offsets), shape)
+    rows = np.concatenate([np.repeat(np.arange(shape[0]), np.diff(offsets)) for _, offsets, _ in lists])
+    data = np.concatenate([np.full(len(labels), value, np.int8) for value, _, labels in lists])
+    order = np.argsort(rows, kind="stable")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))])
+    result = csr_matrix((data[order], np.concatenate([labels for *_, labels in lists])[order], indptr), shape)
+    result.sort_indices()
+    return result
+
+
+def on_disk(root: Path, paths: pa.StringArray) -> np.ndarray:
+    """Which files are there, (M,) bool. Folders are listed once: asking for each of 270,000 files takes far longer."""
+    listed: dict[str, set[str]] = {}
+    found = np.zeros(len(paths), bool)
+    for i, path in enumerate(paths.to_pylist()):
+        folder, _, name = path.rpartition("/")
+        if folder not in listed:
+            where = root / folder
+            listed[folder] = set(os.listdir(where)) if where.is_dir() else set()
+        found[i] = name in listed[folder]
+    return found
