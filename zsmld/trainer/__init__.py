@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets import Dataset, dense_targets
 from zsmld.datasets.loader import Batch, load_batches
-from zsmld.evaluator import score_batch
+from zsmld.evaluator.scores import score_dataset
 from zsmld.features import FeatureDataset, extract_features
 from zsmld.losses import build_loss
 from zsmld.metrics import average_precision, mean_average_precision
@@ -362,19 +362,9 @@ class Trainer:
             if model.decoder.text_dim is None
             else self.model.encode_words(vocabulary.select(vocabulary.seen)).to(device)
         )
-        scores, rows = [], []
-        for batch in load_batches(
-            dataset, model.image_encoder.transform, self.batch_size, num_workers=self.num_workers
-        ):
-            if len(batch):
-                scores.append(score_batch(model, batch, words, device))
-                rows.append(batch.rows.numpy())
-        if not rows:
-            raise ValueError(
-                f"val_dataset must have readable images, none of {len(dataset)} could be read; check its paths"
-            )
-        targets = dense_targets(dataset, labels)[np.concatenate(rows)]
-        aps = average_precision(np.concatenate(scores), targets)
+        scored = score_dataset(model, dataset, words, device, self.batch_size, self.num_workers)
+        targets = dense_targets(dataset, labels)[scored.rows]
+        aps = average_precision(scored.logits, targets)
         heldout = ~np.isin(labels, self._labels)
         figures = {"seen_mean_average_precision": mean_average_precision(aps[~heldout], "skip")}
         if heldout.any():
