@@ -11,10 +11,11 @@ import yaml
 from PIL import Image
 
 import zsmld
-from zsmld.cli import _parser, main
+from zsmld.cli import main
+from zsmld.cli.arguments import build_parser
 from zsmld.recipe import recipe_names
 
-VERBS = sorted(next(a for a in _parser()._actions if a.dest == "verb").choices)
+VERBS = sorted(next(a for a in build_parser()._actions if a.dest == "verb").choices)
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,13 @@ def test_every_figure_equals_its_loop(task, empty_words, keep_unlabelled, seed, 
             classes = oracles.per_class_figures(best, t, empty_words)
             expected |= dict(zip((f"{n}_at_{k}" for n in names), overall, strict=True))
             expected |= dict(zip((f"per_class_{n}_at_{k}" for n in names), classes, strict=True))
+            if part == "gzsl":
+                sides = []
+                for side in (vocabulary.is_seen, ~vocabulary.is_seen):
+                    hits = sum(t[i, j] == 1 for i, row in enumerate(best) for j in row if side[j])
+                    sides.append(hits / max((t[:, side] == 1).sum(), 1))
+                expected |= {f"seen_recall_at_{k}": sides[0], f"unseen_recall_at_{k}": sides[1]}
+                expected[f"harmonic_mean_recall_at_{k}"] = harmonic_mean(*sides)
         if part == "gzsl":
             seen, unseen = (
                 mean_average_precision(aps[side], empty_words) for side in (vocabulary.is_seen, ~vocabulary.is_seen)
@@ -125,9 +132,13 @@ def test_the_names_of_all_figures():
     at = {f"{name}{k}" for name in AT_K for k in (3, 5)}
     parts = evaluate_scores(logits, targets, vocabulary, Protocol.named("gzsl"))
     assert set(parts["zsl"]) == ALWAYS | at  # five unseen words
-    assert set(parts["gzsl"]) == ALWAYS | GZSL | at | {"seen_unseen_curve_area_at_3"}
+    sides = {f"{side}_recall_at_" for side in ("seen", "unseen", "harmonic_mean")}
+    of_sides = {f"{name}{k}" for name in sides for k in (3, 5)}
+    assert set(parts["gzsl"]) == ALWAYS | GZSL | at | of_sides | {"seen_unseen_curve_area_at_3"}
     wide = evaluate_scores(logits, targets, vocabulary, Protocol.named("gzsl", top_k=(10, 3)))
-    assert set(wide["gzsl"]) == ALWAYS | GZSL | {f"{name}3" for name in AT_K}  # no curve at ten of nine words
+    assert set(wide["gzsl"]) == ALWAYS | GZSL | {
+        f"{name}3" for name in {*AT_K, *sides}
+    }  # no curve at ten of nine words
     none = evaluate_scores(logits, targets, vocabulary, Protocol.named("gzsl", top_k=(10,)))
     assert set(none["zsl"]) == ALWAYS
 

@@ -21,7 +21,8 @@ STEPS = [
     {"resources"},
     {"decoder", "losses", "metrics", "augmentation", "text", "images", "vocabulary"},
     {"datasets", "protocols", "model", "baseline"},
-    {"calibration", "features", "predictor", "evaluator", "report", "attention", "export", "interop", "estimator"},
+    {"scoring", "calibration", "features", "predictor", "evaluator", "report", "attention"}
+    | {"export", "interop", "estimator"},
     {"trainer"},
     {"recipe"},
     {"demo"},
@@ -88,7 +89,8 @@ def test_imports_form_no_circle() -> None:
 def test_the_mathematics_needs_torch_and_numpy_only(module: str) -> None:
     paths = [path for path in FILES if module_of(path) == module]
     assert paths
-    roots = {name.split(".")[0] for path in paths for name in imports_of(path) if not name.startswith(f"zsmld.{module}")}
+    names = {name for path in paths for name in imports_of(path) if not name.startswith(f"zsmld.{module}")}
+    roots = {name.split(".")[0] for name in names}
     assert roots - set(sys.stdlib_module_names) <= {"torch", "numpy"}
 
 

@@ -89,6 +89,65 @@ def test_a_saved_model_comes_back_bit_for_bit(saved: tuple[ZeroShotClassifier, P
         assert (folder.parent / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_held_out_words_and_calibration_are_stored_with_the_model(
+    saved: tuple[ZeroShotClassifier, Path],
+) -> None:
+    model, folder = saved
+    assert not {"heldout_words", "calibration"} & set(json.loads((folder / "config.json").read_text()))
+    older = ZeroShotClassifier.from_pretrained(folder)  # as written before these were stored
+    assert older.heldout_words == () and older.calibration is None
+    model.heldout_words, model.calibration = ("cat", "beach"), {"stacking": 1.5, "thresholds": {"café": None}}
+    model.save_pretrained(folder)
+    restored = ZeroShotClassifier.from_pretrained(folder)
+    assert restored.heldout_words == ("cat", "beach") and restored.calibration == model.calibration
+    restored.save_pretrained(folder.parent / "again")
+    assert (folder.parent / "again" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_save_config_leaves_the_weights(saved: tuple[ZeroShotClassifier, Path], tmp_path: Path) -> None:
+    model, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes(), weights.stat().st_mtime_ns, weights.stat().st_ino
+    model.calibration = {"stacking": 1.5}
+    model.save_config(str(folder))
+    assert (weights.read_bytes(), weights.stat().st_mtime_ns, weights.stat().st_ino) == before
+    assert json.loads((folder / "config.json").read_text()) == config | {"calibration": {"stacking": 1.5}}
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(
+        FileNotFoundError, match=r"must hold model\.safetensors to get another config\.json, not found in"
+    ):
+        model.save_config(tmp_path / "none")
+
+
+def test_what_cannot_be_written_leaves_the_old_model(saved: tuple[ZeroShotClassifier, Path]) -> None:
+    model, folder = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    torch.nn.init.zeros_(model.decoder.word_proj.weight)
+    model.calibration = {"stacking": torch.zeros(1)}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        model.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calibration": [1]}, "must have a complete config.json, got a calibration of type list, which is no mapping"),
+        ({"heldout_words": "cat"}, "must have a complete config.json, got heldout_words must be a list of words"),
+        ({"heldout_words": None}, "must have a complete config.json"),
+        ({"heldout_words": ["tree"]}, r"must have heldout_words among its seen words, got \['tree'\]; correct config"),
+    ],
+)
+def test_damaged_held_out_words_and_calibrations_are_refused(
+    change: dict, message: str, saved: tuple[ZeroShotClassifier, Path]
+) -> None:
+    config = json.loads((saved[1] / "config.json").read_text()) | change
+    (saved[1] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        ZeroShotClassifier.from_pretrained(saved[1])
+
+
 @pytest.mark.parametrize("options", [{"remember": False}, {"num_classes": 7, "num_groups": 3}])
 @torch.no_grad()
 def test_models_without_words_come_back_too(options: dict, make_model: MakeModel, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Predictor: any source of images, any list of words, nothing lost on the way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zsmld import Predictor, TextEncoder
+from zsmld.calibration import Calibration
+from zsmld.images import load_image
 from zsmld.predictor import Prediction, list_images
 
 MakeModel = Callable[..., Any]
@@ -263,6 +266,139 @@ def test_a_given_text_encoder_must_be_the_models(
     with pytest.raises(ValueError, match="text_encoder must be the one this model was trained with"):
         make(model, ["zebra"], text_encoder=other)
     assert make(model, ["zebra"], text_encoder=TextEncoder(f"vectors:{vectors_path}")).vocabulary.words == ("zebra",)
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+CALIBRATIONS = {
+    "none": Calibration(trained_words=("dog", "cat"), stacking=-0.5, scale=2.0, bias=1.0),
+    "per_image": Calibration("per_image", ("dog", "cat", "beach"), 0.8, ("beach", "cat", "dog"), scale=3.0, bias=-0.2),
+    "both": Calibration(
+        "both",
+        trained_words=("dog", "cat", "red car", "beach"),
+        stacking=0.3,
+        reference_words=("red car", "dog"),
+        word_statistics={"dog": (0.1, 0.5), "cat": (-0.2, 2.0)},
+        default_statistics=(0.05, 0.8),
+    ),
+}
+
+
+@pytest.fixture(params=list(CALIBRATIONS))
+def calibrated_model(request: pytest.FixtureRequest, make_model: MakeModel) -> Any:
+    """A calibrated model; each word's threshold is such that about half of the images are given it."""
+    model = make_model(output="sum")
+    calibration = CALIBRATIONS[request.param]
+    pictures = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(9)]
+    calibrated = calibration.apply(plain_logits(model, pictures, WORDS), WORDS)
+    middle = dict(zip(WORDS, np.median(calibrated, axis=0).tolist(), strict=True))
+    default = middle.pop("zebra")
+    model.calibration = replace(calibration, thresholds=middle, default_threshold=default).to_dict()
+    return model
+
+
+WORDS = ("zebra", "dog", "beach", "lamp", "red car", "cat")
+
+
+@torch.no_grad()
+def plain_logits(model: Any, images: Any, words: Any) -> np.ndarray:
+    inputs = torch.stack([model.image_encoder.transform(load_image(image)) for image in images])
+    return model(inputs, model.encode_words(words)).numpy()
+
+
+def test_scores_are_calibrated_where_a_calibration_is_stored(calibrated_model: Any, images: list[Image.Image]) -> None:
+    calibration = Calibration.from_dict(calibrated_model.calibration)
+    calibrated = calibration.apply(plain_logits(calibrated_model, images, WORDS), WORDS)
+    scores = make(calibrated_model, WORDS, batch_size=3).score(images)[0]
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, calibration.scores(calibrated), atol=1e-4)
+    plain = make(calibrated_model, WORDS, calibrated=False)
+    assert plain.calibration is None
+    sigmoids = torch.sigmoid(torch.from_numpy(plain_logits(calibrated_model, images, WORDS))).numpy()
+    np.testing.assert_allclose(plain.score(images)[0], sigmoids, atol=1e-5)
+    assert np.abs(scores - sigmoids).max() > 0.05
+
+
+def test_calibrated_scores_do_not_depend_on_the_other_words(calibrated_model: Any, images: list[Image.Image]) -> None:
+    reference = make(calibrated_model, WORDS).score(images)[0]
+    predictor = make(calibrated_model, ["lamp"])  # none of the reference words is among the words
+    np.testing.assert_allclose(predictor.score(images)[0], reference[:, [3]], atol=1e-4)
+    predictor.add_words(["cat", "zebra"])
+    np.testing.assert_allclose(predictor.score(images)[0], reference[:, [3, 5, 0]], atol=1e-4)
+    predictor.remove_words(["cat"])
+    np.testing.assert_allclose(predictor.score(images)[0], reference[:, [3, 0]], atol=1e-4)
+    predictor.set_words(WORDS[::-1])
+    np.testing.assert_allclose(predictor.score(images)[0], reference[:, ::-1], atol=1e-4)
+
+
+def test_reference_words_are_compiled_once_and_need_no_text_encoder(
+    calibrated_model: Any, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(calibrated_model), "build_text_encoder", None)
+    predictor = make(calibrated_model, ["cat"], batch_size=2)
+    monkeypatch.setattr(type(calibrated_model.decoder), "word_queries", None)  # whoever compiles again fails
+    assert len(list(predictor.predict(images))) == 7
+
+
+def test_calibrated_thresholds_and_their_default(calibrated_model: Any, images: list[Image.Image]) -> None:
+    calibration = Calibration.from_dict(calibrated_model.calibration)
+    predictor = make(calibrated_model, [*WORDS, "kite"], batch_size=3)
+    logits = plain_logits(calibrated_model, images, [*WORDS, "kite"])
+    thresholds = np.array([calibration.default_threshold, *map(calibration.thresholds.get, WORDS[1:])])
+    thresholds = np.append(thresholds, calibration.default_threshold)  # "kite" is as new as "zebra"
+    expected = calibration.apply(logits, [*WORDS, "kite"]) >= thresholds
+    found = list(predictor.predict(images, top_k=None, threshold="calibrated"))
+    assert [set(p.labels) for p in found] == [set(np.flatnonzero(row)) for row in expected]
+    assert 0 < expected.sum() < expected.size
+    every = predictor.predict(images, top_k=None)
+    for p, whole in zip(found, every, strict=True):
+        assert list(p.words) == [word for word in whole.words if word in p.words]  # still ranked by score
+        assert p.scores == tuple(s for s, word in zip(whole.scores, whole.words, strict=True) if word in p.words)
+    best = list(predictor.predict(images, top_k=1, threshold="calibrated"))
+    assert [p.words for p in best] == [p.words[:1] for p in found]
+
+
+def test_a_word_whose_threshold_is_out_of_reach_is_never_given(make_model: MakeModel, images: list[Any]) -> None:
+    model = make_model()
+    model.calibration = Calibration(
+        scale=1e6, bias=1e9, thresholds={"dog": float("inf")}, default_threshold=-9.0
+    ).to_dict()
+    (found,) = make(model, ["dog", "cat"]).predict(images[0], threshold="calibrated")
+    assert found.words == ("cat",)
+    (found,) = make(model, ["dog", "cat"]).predict(images[0])
+    assert set(found.words) == {"dog", "cat"} and min(found.scores) == 1.0
+
+
+def test_class_queries_take_their_reference_from_their_own_classes(
+    make_model: MakeModel, images: list[Image.Image]
+) -> None:
+    from zsmld import Vocabulary
+
+    model, classes = make_model(num_classes=3), ("dog", "cat", "tree")
+    model.remember_words(Vocabulary(classes), None)
+    calibration = Calibration("per_image", classes, reference_words=("tree", "dog"))
+    model.calibration = calibration.to_dict()
+    with torch.no_grad():
+        logits = model(torch.stack([model.image_encoder.transform(image) for image in images])).numpy()
+    expected = calibration.scores(calibration.apply(logits, classes))
+    np.testing.assert_allclose(make(model).score(images)[0], expected, atol=1e-4)
+
+
+def test_calibrations_that_cannot_be_used(make_model: MakeModel) -> None:
+    model = make_model()
+    for predictor in (make(model), make(model, calibrated=False)):
+        with pytest.raises(ValueError, match=r"threshold must be a number, or 'calibrated' .* and no calibration"):
+            predictor.predict([], threshold="calibrated")
+    model.calibration = Calibration("per_word", transductive=True).to_dict()
+    with pytest.raises(ValueError, match="calibrated must be False for this model, its calibration is transductive"):
+        make(model)
+    assert make(model, calibrated=False).calibration is None
+    model.calibration = {"stacking": 1.0}
+    with pytest.raises(ValueError, match=r"calibration must have the keys .* are missing"):
+        make(model)
+    model.calibration = Calibration().to_dict()
+    with pytest.raises(ValueError, match=r"threshold must be a number, or 'calibrated' .* got 'best'"):
+        make(model).predict([], threshold="best")  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------- class mode, errors

@@ -9,7 +9,9 @@ from PIL import Image
 
 from zsmld.evaluator import evaluate_scores
 from zsmld.protocols import Protocol
-from zsmld.report import Report, Sample
+from zsmld.report import Report, Sample, read_scores
+from zsmld.report.headline import headline
+from zsmld.report.plots import plot_scores, plot_some_words, precision_recall, sampled_rows
 from zsmld.vocabulary import Vocabulary
 
 NASTY = ("<b>&", "<script>alert('1')</script>", 'a "quoted" word', "naïve 犬", "{brace}", "50% | off")
@@ -19,11 +21,13 @@ def make_report(protocol="gzsl", num_words=12, seed=0, unreadable=(), **policies
     """A report of random scores, without any model; the last half of the words is unseen."""
     rng = np.random.default_rng(seed)
     words = [*NASTY, *(f"word {i}" for i in range(len(NASTY), num_words))][:num_words]
-    seen = words if protocol == "supervised" else words[: num_words // 2]
+    seen = words if protocol in ("supervised", "single_label") else words[: num_words // 2]
     vocabulary = Vocabulary(words, seen=seen)
     scores = rng.standard_normal((30, num_words)).astype(np.float32)
     targets = (rng.random((30, num_words)) < 0.2).astype(np.int8)
     targets[:, -1] = 0  # a word without positives
+    if protocol == "single_label":
+        targets = np.eye(num_words, dtype=np.int8)[rng.integers(0, num_words - 1, 30)]
     parts = Protocol.named(protocol, **policies)
     picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
     return Report(
@@ -63,7 +67,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
         if tag == "table":
             self.tables.append([])
@@ -77,7 +81,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
-        if self.open and self.open[-1] in ("td", "th"):
+        if {"td", "th"} & set(self.open):  # a button or a span may stand in between
             self.tables[-1][-1][-1] += data
 
 
@@ -131,8 +135,10 @@ def test_report_json_has_its_fixed_shape(protocol, parts):
 
 def test_a_saved_report_is_the_report(report, saved):
     folder, json_path, html_path = saved
-    assert json.loads(json_path.read_text(encoding="utf-8")) == json.loads(json.dumps(report.to_dict()))
-    assert sorted(file.name for file in folder.iterdir()) == ["report.html", "report.json", "report.md"]
+    content = json.loads(json_path.read_text(encoding="utf-8"))
+    assert content.pop("scores_file")["name"] == "report.npz"
+    assert content == json.loads(json.dumps(report.to_dict()))
+    assert sorted(f.name for f in folder.iterdir()) == ["report.html", "report.json", "report.md", "report.npz"]
     assert (json_path, html_path) == (folder / "report.json", folder / "report.html")
     assert (folder / "report.md").read_text(encoding="utf-8") == report.to_markdown()
 
@@ -151,7 +157,7 @@ def markdown_table(text):
     return [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
 
 
-@pytest.mark.parametrize("protocol", ["zsl", "gzsl", "supervised"])
+@pytest.mark.parametrize("protocol", ["zsl", "gzsl", "seen", "supervised"])
 @pytest.mark.parametrize("num_words", [12, 8])  # with 8 words F1@5 exists for all words and not for the 4 unseen ones
 def test_the_markdown_table_parses_and_has_the_figures(protocol, num_words):
     report = make_report(protocol, num_words=num_words)
@@ -174,7 +180,7 @@ def test_the_markdown_table_parses_and_has_the_figures(protocol, num_words):
 
 def test_gzsl_shows_its_seen_and_unseen_words_below_it(report):
     header, _, *rows = markdown_table(report.to_markdown())
-    cells = {row[0].split()[-1]: dict(zip(header, row, strict=True)) for row in rows}
+    cells = {row[0].split()[-1].rstrip(")"): dict(zip(header, row, strict=True)) for row in rows}
     for group in ("seen", "unseen"):
         assert int(cells[group]["words"]) == 6
         expected = 100 * report.protocols["gzsl"][f"{group}_mean_average_precision"]
@@ -185,7 +191,8 @@ def test_gzsl_shows_its_seen_and_unseen_words_below_it(report):
 def test_the_text_table_is_aligned(num_words):
     report = make_report(num_words=num_words)
     lines = report.to_text().splitlines()
-    assert len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in lines[:-1]}) == 1 and len(lines[0]) <= 110
+    assert lines[-1] == "policies: keep_unlabelled=True, empty_words=zero, average_precision=exact"
     assert f"{100 * report.protocols['zsl']['mean_average_precision']:.1f}" in lines[1]
 
 
@@ -202,7 +209,10 @@ def test_the_page_loads_nothing(source, page):
     sources = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert sources
     assert all(value.startswith("data:image/") for value in sources)
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert page.tags.count("script") == 1 and not [name for tag, name, _ in page.attributes if tag == "script"]
+    policy = next(value for tag, name, value in page.attributes if tag == "meta" and "default-src" in value)
+    assert policy.startswith("default-src 'none'; img-src data:;")
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
     style = source.partition("<style>")[2].partition("</style>")[0]
     assert style
@@ -216,9 +226,9 @@ def test_the_page_is_well_formed(page):
 
 
 def test_words_are_escaped_and_read_back_as_they_are(report, source, page):
-    words = next(table for table in page.tables if table[0][0] == "word")
+    words = next(table for table in page.tables if table[0][:2] == ["word", "partition"])
     assert sorted(row[0] for row in words[1:]) == sorted(report.vocabulary.words)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # the page's own
     assert "<b>&" not in source
     assert "&lt;b&gt;&amp;" in source
     everything = "".join(page.text)
@@ -228,14 +238,15 @@ def test_words_are_escaped_and_read_back_as_they_are(report, source, page):
 
 
 def test_the_words_table_has_each_words_figures_best_first(report, page):
-    table = next(table for table in page.tables if table[0][0] == "word")
+    table = next(table for table in page.tables if table[0][:2] == ["word", "partition"])
     header, rows = table[0], [dict(zip(table[0], row, strict=True)) for row in table[1:]]
-    assert header == ["word", "partition", "AP", "positives"]
+    assert header == ["word", "partition", "AP", "positives", "share of images, %"]
     shown = []
     for row in rows:
         figures = report.protocols["gzsl"]["words"][row["word"]]
         assert row["partition"] == ("seen" if figures["seen"] else "unseen")
         assert row["positives"] == str(figures["num_positives"])
+        assert float(row["share of images, %"]) == pytest.approx(100 * figures["num_positives"] / 30, abs=0.0051)
         if figures["average_precision"] is None:
             assert row["AP"] == "none"
         else:
@@ -266,10 +277,10 @@ def test_samples_show_their_words_scores_and_truth(report, page):
     assert len(jpegs) == 3  # the picture and two overlays of the first sample, nothing for the second
 
 
-@pytest.mark.parametrize("protocol", ["zsl", "supervised"])
+@pytest.mark.parametrize("protocol", ["zsl", "seen", "supervised", "single_label"])
 def test_every_kind_of_protocol_makes_a_page(protocol):
     report = make_report(protocol)
-    words = next(table for table in Page(report.to_html()).tables if table[0][0] == "word")
+    words = next(table for table in Page(report.to_html()).tables if table[0][:2] == ["word", "partition"])
     assert len(words) - 1 == report.protocols[protocol]["num_words"]
 
 
@@ -298,7 +309,178 @@ def test_labels_per_image_of_seen_and_unseen_add_up_to_all():
     figures = evaluate_scores(scores, targets, vocabulary, Protocol.named("gzsl"))
     dataset = {"name": "d", "split": "test", "num_unreadable": 0, "unreadable": []}
     report = Report(figures, {}, dataset, [], {}, "gzsl", vocabulary, scores, targets, [])
-    cells = {row[0].strip(): float(row[3]) for row in report._headline()}
+    cells = {row[0].strip(): float(row[3]) for row in headline(report.protocols)[1] if row[3]}
     assert cells["of which seen"] == round(targets[:, :5].sum() / 40, 3)
     assert cells["of which unseen"] == cells["ZSL (unseen words)"] == round(targets[:, 5:].sum() / 40, 3)
     assert cells["GZSL (all words)"] == round(targets.sum() / 40, 3)
+
+
+# ------------------------------------------------------------------------------------------------- more of the headline
+
+
+def test_the_harmonic_mean_and_a_calibration_have_their_rows():
+    report = make_report()
+    calibrated = {"f1_at_3": 0.375, "seen_unseen_constant": 0.1}
+    report.protocols["gzsl"]["calibrated"] = calibrated
+    columns, rows = headline(report.protocols)
+    cells = {row[0].strip(): dict(zip(columns, row, strict=True)) for row in rows}
+    assert float(cells["harmonic mean"]["mAP"]) == pytest.approx(
+        100 * report.protocols["gzsl"]["harmonic_mean"], abs=0.051
+    )
+    assert cells["GZSL, calibrated"]["F1@3"] == "37.5"
+    assert cells["GZSL, calibrated"]["mAP"] == "" and cells["GZSL, calibrated"]["images"] == "30"
+    assert "GZSL, calibrated" in report.to_text() and "GZSL, calibrated" in report.to_html()
+
+
+def test_supervised_words_have_cf1_and_of1_and_single_labels_top_1_and_top_5():
+    figures = make_report("supervised").protocols["supervised"]
+    columns, [row] = headline({"supervised": figures})
+    assert columns[-2:] == ["CF1", "OF1"]
+    assert float(row[-2]) == pytest.approx(100 * figures["per_class_f1"], abs=0.051)
+    assert float(row[-1]) == pytest.approx(100 * figures["overall_f1"], abs=0.051)
+    figures = make_report("single_label").protocols["single_label"]
+    columns, [row] = headline({"single_label": figures})
+    assert columns == ["", "words", "images", "labels/image", "mAP", "chance", "top-1", "top-5"]
+    assert float(row[-2]) == pytest.approx(100 * figures["top_1_accuracy"], abs=0.051)
+
+
+def test_policies_and_external_knowledge_are_printed_with_the_figures():
+    text = make_report(keep_unlabelled=False).to_markdown()
+    assert "keep_unlabelled=False, empty_words=zero, average_precision=exact" in text
+    assert "External knowledge: a <em>text</em> encoder" in text
+
+
+# ------------------------------------------------------------------------------------------------ saved for comparison
+
+
+@pytest.mark.parametrize("share_unknown", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("kind", ["logits", "scores"])
+def test_the_scores_file_gives_back_what_was_saved(tmp_path, share_unknown, kind):
+    report = make_report(unreadable=())
+    report.kind = kind
+    if kind == "scores":
+        report.scores = (1 / (1 + np.exp(-report.scores))).astype(np.float32)
+    report.targets[np.random.default_rng(1).random(report.targets.shape) < share_unknown] = -1
+    json_path, _ = report.save(tmp_path / "run 1.json")
+    assert json_path == tmp_path / "run 1.json" and (tmp_path / "run 1.html").is_file()
+    file = json.loads(json_path.read_text(encoding="utf-8"))["scores_file"]
+    content = read_scores(tmp_path / file["name"], file["sha256"])
+    assert (content.scores == report.scores).all() and content.scores.dtype == np.float32
+    assert (content.targets == report.targets).all() and content.targets.dtype == np.int8
+    assert content.ids == report.ids and content.kind == kind
+    assert content.vocabulary.words == report.vocabulary.words and content.vocabulary.seen == report.vocabulary.seen
+    before = (tmp_path / file["name"]).read_bytes()
+    report.save(tmp_path / "run 1.json")
+    assert (tmp_path / file["name"]).read_bytes() == before
+
+
+def test_the_scores_file_is_one_that_evaluate_reads(tmp_path):
+    from zsmld.evaluator import read_matrix
+
+    report = make_report("zsl")
+    report.save(tmp_path)
+    matrix = read_matrix(tmp_path / "report.npz")
+    assert matrix.words == report.vocabulary.unseen and list(matrix.ids) == report.ids  # the ranked words only
+    assert (matrix.values == report.scores[:, report.vocabulary.labels(report.vocabulary.unseen)]).all()
+
+
+def test_without_scores_no_file_is_left(tmp_path):
+    report = make_report()
+    report.save(tmp_path)
+    report.save(tmp_path, scores=False)
+    assert not (tmp_path / "report.npz").exists()
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["scores_file"] is None
+
+
+def test_ids_that_do_not_fit_are_refused(tmp_path):
+    report = make_report()
+    report.ids.pop()
+    with pytest.raises(ValueError, match=r"scores and targets must be \(29, 12\), one row an image id"):
+        report.save(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- plots
+
+
+def test_scores_are_not_sigmoided_and_logits_are(monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "hist", lambda self, values, **_: drawn.append(values))
+    values, targets = np.array([[0.0, 1.0], [0.25, -np.inf]]), np.array([[1, 0], [1, 0]])
+    plot_scores([("seen", "red", values, targets)], "logits")
+    assert drawn[0].tolist() == [0.5, pytest.approx(0.5621765)] and drawn[1].tolist() == [pytest.approx(0.7310586), 0]
+    drawn.clear()
+    plot_scores([("seen", "red", values, targets)], "scores")
+    assert drawn[0].tolist() == [0.0, 0.25]
+
+
+def test_the_curve_is_that_of_scikit_learn():
+    from sklearn.metrics import precision_recall_curve
+
+    rng = np.random.default_rng(0)
+    scores, present = rng.integers(0, 40, 300) / 8, rng.random(300) < 0.2
+    recall, precision = precision_recall(scores, present, points=10**6)
+    expected_precision, expected_recall, _ = precision_recall_curve(present, scores)
+    cut = np.flatnonzero(expected_recall == 1)[-1]  # ours ends at the last positive
+    assert recall[:0:-1] == pytest.approx(expected_recall[cut:-1])
+    assert precision[:0:-1] == pytest.approx(expected_precision[cut:-1])
+    thinned = precision_recall(scores, present, points=10)
+    assert len(thinned[0]) == 11 and set(zip(*thinned, strict=True)) <= set(zip(recall, precision, strict=True))
+
+
+def test_a_word_with_dollars_or_an_underscore_is_drawn_as_it_is():
+    curve = (np.array([0.5, 0.1]), np.array([1, 0]))
+    for name in (r"$\frac$ and $x$", "_hidden", "犬"):
+        assert plot_some_words([(f"50  {name}", *curve)], "words").startswith("data:image/png")
+
+
+def test_a_large_report_says_what_its_curves_are_of(monkeypatch):
+    report = make_report()
+    assert "of all 30 images" in report.to_html()
+    monkeypatch.setattr("zsmld.report.plots._NUM_PAIRS", 60)
+    rows = sampled_rows(30, 12)
+    assert len(rows) == 5 and (rows == sampled_rows(30, 12)).all() and len(set(rows)) == 5
+    assert "are of a random sample (seed 0) of 5 of 30 images" in report.to_html()
+
+
+# ---------------------------------------------------------------------------------------------- best, worst, and errors
+
+
+def test_best_and_worst_words_stand_on_the_page(report, page):
+    tables = [table for table in page.tables if table[0] == ["word", "AP", "positives"]]
+    assert len(tables) == 4  # unseen and seen, best and worst
+    for table, seen, worst in zip(tables, (False, False, True, True), (False, True) * 2, strict=True):
+        side = {w: f["average_precision"] for w, f in report.protocols["gzsl"]["words"].items() if f["seen"] == seen}
+        aps = sorted((ap for ap in side.values() if ap is not None), reverse=not worst)
+        shown = [side[row[0]] for row in table[1:]]
+        assert shown == aps[: len(shown)] and len(shown) >= 2
+
+
+def test_errors_name_the_words_that_come_together(report, page):
+    table = next(table for table in page.tables if table[0][0] == "present")
+    counted = {}
+    for scores, targets in zip(report.scores, report.targets, strict=True):
+        given = [j for j in np.argsort(-scores, kind="stable")[:3] if targets[j] == 0]
+        for i in np.flatnonzero(targets == 1):
+            for j in given:
+                key = (report.vocabulary.words[i], report.vocabulary.words[j])
+                counted[key] = counted.get(key, 0) + 1
+    assert [int(row[2]) for row in table[1:]] == sorted(counted.values(), reverse=True)[:20]
+    for present, given, count, share, _ in table[1:]:
+        assert counted[present, given] == int(count)
+        positives = report.protocols["gzsl"]["words"][present]["num_positives"]
+        assert float(share) == pytest.approx(100 * int(count) / positives, abs=0.051)
+
+
+def test_a_perfect_report_has_no_errors():
+    report = make_report("single_label", top_k=(1,))
+    report.scores = report.targets.astype(np.float32)
+    assert "There are none." in report.to_html()
+
+
+def test_headings_sort_by_keyboard_too(source):
+    page = Page(source)
+    assert page.tags.count("button") == 5  # a button takes Tab and Enter
+    assert ("th", "aria-sort", "descending") in page.attributes
+    assert [v for tag, name, v in page.attributes if name == "data-value"].count("-1") == 1  # no AP sorts below 0

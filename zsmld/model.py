@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zsmld.decoder import MLDecoder
 from zsmld.images import ImageEncoder
 from zsmld.text import TextEncoder, resolve_device
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
 
 _FORMAT = 1
 _IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "interpolation", "resize"}
@@ -36,6 +36,10 @@ class ZeroShotClassifier(nn.Module):
         vocabulary: the words this model knows, with their partition; None before training.
         word_embeddings: (N,T) of those words.
         recipe: how it was trained, stored with it.
+
+    Attributes:
+        heldout_words: seen words that were left out of training, for selection and calibration; stored with it.
+        calibration: a `zsmld.calibration.Calibration` as plain data, stored with it; None before calibration.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -66,6 +70,8 @@ class ZeroShotClassifier(nn.Module):
         self.vocabulary: Vocabulary | None = None
         self.word_embeddings: Tensor | None = None
         self.recipe = recipe
+        self.heldout_words: tuple[str, ...] = ()
+        self.calibration: dict[str, Any] | None = None
         if vocabulary is not None:
             self.remember_words(vocabulary, word_embeddings)
 
@@ -176,14 +182,36 @@ class ZeroShotClassifier(nn.Module):
         """
         from safetensors.torch import save_file
 
-        folder = Path(folder)
+        folder, config = Path(folder), self._config_text()
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in (state_dict or self.state_dict()).items()
         }
         if self.word_embeddings is not None:
             tensors["word_embeddings"] = self.word_embeddings.contiguous()
-        config = {
+        with _replaced(folder / _WEIGHTS) as path:
+            save_file(tensors, path, metadata={"format": "pt"})
+        with _replaced(folder / _CONFIG) as path:
+            path.write_text(config, encoding="utf-8")
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write `config.json` alone, into a folder that holds this model's weights: a new calibration, for instance.
+
+        Raises:
+            FileNotFoundError: if the folder holds no weights.
+        """
+        folder = Path(folder)
+        if not (folder / _WEIGHTS).is_file():
+            raise FileNotFoundError(
+                f"model folder must hold {_WEIGHTS} to get another {_CONFIG}, not found in {folder}; save the whole "
+                f"model with save_pretrained"
+            )
+        config = self._config_text()
+        with _replaced(folder / _CONFIG) as path:
+            path.write_text(config, encoding="utf-8")
+
+    def _config_text(self) -> str:
+        config: dict[str, Any] = {
             "format": _FORMAT,
             "image_encoder": self.image_encoder.config(),
             "decoder": self.decoder.config(),
@@ -192,10 +220,11 @@ class ZeroShotClassifier(nn.Module):
             "recipe": self.recipe,
             "versions": package_versions(),
         }
-        with _replaced(folder / _WEIGHTS) as path:
-            save_file(tensors, path, metadata={"format": "pt"})
-        with _replaced(folder / _CONFIG) as path:
-            path.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.heldout_words:
+            config["heldout_words"] = list(self.heldout_words)
+        if self.calibration is not None:
+            config["calibration"] = self.calibration
+        return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_pretrained(
@@ -315,6 +344,17 @@ def _from_config(
         model.text_encoder = config["text_encoder"]["spec"]
         model.text_encoder_identity = config["text_encoder"]["identity"]
         vocabulary = None if config["vocabulary"] is None else Vocabulary.from_dict(config["vocabulary"])
+        # Checkpoints that were written before these were stored, or have none, lack the keys.
+        model.heldout_words = check_words(config.get("heldout_words", ()), "heldout_words", allow_empty=True)
+        model.calibration = config.get("calibration")
+        if not isinstance(model.calibration, dict | None):
+            raise TypeError(f"a calibration of type {type(model.calibration).__name__}, which is no mapping")
+        strangers = sorted(set(model.heldout_words) - set(() if vocabulary is None else vocabulary.seen))
+        if strangers:
+            raise ValueError(
+                f"checkpoint {folder} must have heldout_words among its seen words, got {strangers[:5]}; correct "
+                f"{_CONFIG}"
+            )
     except (KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {folder} must have a complete {_CONFIG}, got {error}; save it again") from error
     return model, vocabulary

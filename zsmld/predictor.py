@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from zsmld.calibration import Calibration
 from zsmld.datasets.loader import load_batches
 from zsmld.images import ImageSource, load_image
 from zsmld.model import ZeroShotClassifier
@@ -59,9 +60,11 @@ class Predictor:
         num_workers: processes that decode images.
         text_encoder: encodes words the model does not know; default the checkpoint's own, built when first needed.
         templates: sentences with one `{}`; default those of the model's vocabulary.
+        calibrated: give calibrated scores where a calibration is stored with the model; False gives sigmoids of logits.
 
     Raises:
-        ValueError: if there are no words, a duplicate, or the text encoder is not the model's.
+        ValueError: if there are no words, a duplicate, the text encoder is not the model's, or the model's calibration
+            is damaged or transductive.
 
     Example:
         >>> from zsmld.resources import resource_path
@@ -80,6 +83,7 @@ class Predictor:
         num_workers: int = 0,
         text_encoder: TextEncoder | None = None,
         templates: Iterable[str] | None = None,
+        calibrated: bool = True,
     ) -> None:
         self.device = resolve_device(device)
         self.model = model.to(self.device).eval()
@@ -96,6 +100,16 @@ class Predictor:
                     "with class queries one name for each class"
                 )
             words = model.vocabulary.words
+        self.calibration = Calibration.of(model) if calibrated else None
+        if self.calibration is not None and self.calibration.transductive:
+            raise ValueError(
+                "calibrated must be False for this model, its calibration is transductive: it needs all images at once "
+                "where these are streamed; calibrate without transductive=True"
+            )
+        # Their logits standardise each image's; they are scored in one pass with the words.
+        self._reference: tuple[Tensor, ...] | None = None
+        if self.calibration is not None and self.calibration.reference_words and model.decoder.text_dim is not None:
+            self._reference = self._compile(model.encode_words(self.calibration.reference_words, text_encoder))
         self.set_words(words)
 
     def set_words(self, words: Iterable[str]) -> None:
@@ -146,7 +160,7 @@ class Predictor:
         self,
         images: Any,
         top_k: int | None = 5,
-        threshold: float | None = None,
+        threshold: float | Literal["calibrated"] | None = None,
     ) -> Iterator[Prediction]:
         """The best words of each image, in order; images are read and scored a batch at a time, as they are asked for.
 
@@ -154,33 +168,48 @@ class Predictor:
             images: a path, a folder (searched below, sorted), a glob, a PIL image, an array, a transformed tensor
                 (3,H,W), an open file, or a list of any of these.
             top_k: at most this many words an image; None for all.
-            threshold: only words with at least this score, in [0,1].
+            threshold: only words with at least this score, in [0,1]; or "calibrated", only words that reach their own
+                threshold in the model's calibration, or its default for words without labelled images.
 
         Yields:
             A `Prediction` for each image; one that cannot be read has `error` set, and the rest still comes out.
 
         Raises:
             FileNotFoundError: if a path, folder or glob matches nothing.
-            ValueError: on a bad top_k or threshold, or if the model gives NaN.
+            ValueError: on a bad top_k or threshold, calibrated thresholds without a calibration, or if the model gives
+                NaN.
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1 or None, got {top_k}; choose how many words to return")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}; scores are sigmoids of logits")
+        if isinstance(threshold, str):
+            if threshold != "calibrated" or self.calibration is None:
+                raise ValueError(
+                    f"threshold must be a number, or 'calibrated' for a calibrated model, got {threshold!r} and "
+                    f"{'a' if self.calibration else 'no'} calibration; calibrate the model, or give a number"
+                )
+        elif threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}; scores lie between these")
         return self._predict(list_images(images), top_k, threshold)
 
-    def _predict(self, sources: list[Any], top_k: int | None, threshold: float | None) -> Iterator[Prediction]:
-        for batch_sources, scores, errors in self._stream(sources):
+    def _predict(
+        self, sources: list[Any], top_k: int | None, threshold: float | Literal["calibrated"] | None
+    ) -> Iterator[Prediction]:
+        for batch_sources, logits, errors in self._stream(sources):
+            scores, given = self._scores(logits), np.ones(logits.shape, bool)
+            if isinstance(threshold, str):
+                assert self.calibration is not None  # predict made sure
+                given = self.calibration.margins(logits, self.vocabulary) >= 0
+            elif threshold is not None:
+                given = scores >= threshold
             done = 0
             for position, source in enumerate(batch_sources):
                 path = _path(source)
                 if position in errors:
                     yield Prediction(path, error=errors[position])
                     continue
-                row, done = scores[done], done + 1
-                order = np.argsort(-row, kind="stable")[:top_k]
-                if threshold is not None:
-                    order = order[row[order] >= threshold]
+                row, kept, done = scores[done], given[done], done + 1
+                order = np.argsort(-row, kind="stable")
+                order = order[kept[order]][:top_k]
                 yield Prediction(
                     path,
                     words=tuple(self.vocabulary.words[label] for label in order),
@@ -198,14 +227,16 @@ class Predictor:
             Scores (M,N) fp32 in [0,1] of the readable images, and a `Prediction` with `error` for each other one.
         """
         rows, failed = [], []
-        for sources, scores, errors in self._stream(list_images(images)):
-            rows.append(scores)
+        for sources, logits, errors in self._stream(list_images(images)):
+            rows.append(self._scores(logits))
             failed += [Prediction(_path(sources[position]), error=error) for position, error in errors.items()]
         return (np.concatenate(rows) if rows else np.empty((0, len(self.vocabulary)), np.float32)), failed
 
     @torch.no_grad()
     def _stream(self, sources: list[Any]) -> Iterator[tuple[list[Any], np.ndarray, dict[int, str]]]:
-        """Batches of sources with the scores (B,N) of the readable ones, and the errors of the others by position."""
+        """Batches of sources with the logits (B,N) of the readable ones, calibrated if the scores are to be, and the
+        errors of the others by position.
+        """
         images = _Sources(sources, self.model.image_encoder.transform.image_size)
         batches = load_batches(
             images, self.model.image_encoder.transform, self.batch_size, num_workers=self.num_workers
@@ -214,22 +245,34 @@ class Predictor:
             start = number * self.batch_size
             part = sources[start : start + self.batch_size]
             errors = {int(row) - start: error for row, error in batch.unreadable}
-            scores = np.empty((0, len(self.vocabulary)), np.float32)
+            logits = np.empty((0, len(self.vocabulary)), np.float32)
             if len(batch):
-                logits = self._logits(batch.inputs.to(self.device))
-                bad = torch.isnan(logits).any(1)
+                logits = self._logits(batch.inputs.to(self.device)).cpu().numpy()  # (B,N+R), R reference words
+                bad = np.isnan(logits).any(1)
                 if bad.any():
-                    name = sources[int(batch.rows[int(bad.int().argmax())])]
+                    name = sources[int(batch.rows[int(bad.argmax())])]
                     raise ValueError(f"logits must be numbers, got NaN for {name}; check the checkpoint's weights")
-                scores = torch.sigmoid(logits).cpu().numpy()
-            yield part, scores, errors
+                if self.calibration is not None:
+                    logits, reference = np.split(logits, [len(self.vocabulary)], axis=1)
+                    logits = self.calibration.apply(
+                        logits, self.vocabulary, None if self._reference is None else reference
+                    )
+            yield part, logits, errors
+
+    def _scores(self, logits: np.ndarray) -> np.ndarray:
+        if self.calibration is not None:
+            return self.calibration.scores(logits)
+        return torch.sigmoid(torch.from_numpy(logits)).numpy()
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        """(B,3,H,W) -> logits (B,N) fp32."""
+        """(B,3,H,W) -> logits fp32 (B,N), or with reference words behind the others (B,N+R)."""
         spatial = self.model.image_encoder(inputs)  # (B,S,C)
         if self._compiled is None:
             return self.model.decoder(spatial).float()
-        return self.model.decoder.decode(self.model.decoder.memory(spatial), *self._compiled).float()
+        queries = self._compiled
+        if self._reference is not None:
+            queries = tuple(torch.cat(pair) for pair in zip(queries, self._reference, strict=True))
+        return self.model.decoder.decode(self.model.decoder.memory(spatial), *queries).float()
 
     @torch.no_grad()
     def _compile(self, word_embeddings: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,8 @@ def resource_path(*parts: str) -> Path:
     """Path of a bundled file or folder, for instance `resource_path("data", "scenes", "partition.json")`.
 
     Args:
-        parts: path components below the top level; the first is "data" or "configs".
+        parts: path components below the top level; the first is "data", "configs" or "evaluation", of which a wheel
+            has `published.csv` alone.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.

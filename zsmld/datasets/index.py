@@ -133,7 +133,8 @@ class Index:
         )
         lines += [f"words         {len(self.words):,}", f"partitions    {sides}"]
         for title in ("policies", "counts", "fingerprints"):
-            lines += [f"{title:<14}{key}: {_shown(value)}" for key, value in self.manifest.get(title, {}).items()]
+            entries = [f"{key}: {_shown(value)}" for key, value in self.manifest.get(title, {}).items()]
+            lines += [f"{title if i == 0 else '':<14}{entry}" for i, entry in enumerate(entries)]
         missing = self.manifest.get("missing_images", [])
         if missing:
             lines.append(f"missing       {len(missing):,} images are not on disk; manifest.json lists them")
@@ -160,7 +161,8 @@ class Index:
             partition: name of a known one, or a JSON file {"seen": […], "unseen": […]} ("FILE#KEY" for one inside a
                 larger file); default the first known one.
             templates: prompt sentences of the vocabulary.
-            keep_unlabelled: keep images with none of the partition's words.
+            keep_unlabelled: keep images with none of the partition's words, seen or unseen. To drop test images with
+                none of the *ranked* words is the policy of that name of a `Protocol`.
             exclude_unseen_images: drop training images that show an unseen word.
             val_fraction: share of the training images that is "val", in [0,1), drawn with `seed`; default the
                 download's own validation images, if it has any.

@@ -1,7 +1,7 @@
 """Door: Evaluator -> Report. Scores a dataset once and computes every figure of the protocol."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 
 from zsmld.attention import attention_maps, overlay
+from zsmld.calibration import Calibration
 from zsmld.datasets import Dataset, dense_targets, ids_digest, read_partition
 from zsmld.evaluator.figures import evaluate_scores
 from zsmld.evaluator.predictions import Matrix, align, read_matrix
-from zsmld.evaluator.scores import ScoredDataset, ScoreMatrix, score_dataset
 from zsmld.model import ZeroShotClassifier, package_versions
 from zsmld.protocols import Protocol
 from zsmld.report import Kind, Report, Sample
 from zsmld.resources import git_revision, resource_path
+from zsmld.scoring import ScoredDataset, ScoreMatrix, score_dataset
 from zsmld.text import resolve_device
 from zsmld.vocabulary import Vocabulary
 
@@ -93,16 +94,24 @@ class Evaluator:
         try:
             # Encoded once: the samples look up their few words in it.
             words = None if model.decoder.text_dim is None else model.encode_words(vocabulary).to(device)  # (N,T)
+            calibration = Calibration.of(model) if self.protocol.task == "gzsl" else None
+            columns = words
+            if words is not None and calibration is not None and calibration.reference_words:
+                reference = model.encode_words(calibration.reference_words).to(device)
+                columns = torch.cat([words, reference])  # (N+R,T)
             scored = score_dataset(
-                model, dataset, words, device, self.batch_size, self.num_workers, progress=self.progress
+                model, dataset, columns, device, self.batch_size, self.num_workers, progress=self.progress
             )
+            logits, reference_logits = np.split(scored.logits, [len(vocabulary)], axis=1)  # (M,N), (M,R)
             samples = self._samples(model, dataset, words, scored)
         finally:
             model.train(training)
         targets = dense_targets(dataset)
-        return self._report(
-            scored.logits,
-            targets if len(scored.rows) == len(targets) else targets[scored.rows],
+        if len(scored.rows) < len(targets):
+            targets = targets[scored.rows]
+        report = self._report(
+            logits,
+            targets,
             vocabulary,
             scored.ids,
             "logits",
@@ -123,6 +132,24 @@ class Evaluator:
             },
             samples=samples,
         )
+        if calibration is not None:
+            calibrated = calibration.apply(logits, vocabulary, reference_logits if reference_logits.size else None)
+            report.protocols["gzsl"]["calibrated"] = self._calibrated(calibration, calibrated, targets, vocabulary)
+        return report
+
+    def _calibrated(
+        self, calibration: Calibration, logits: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary
+    ) -> dict[str, Any]:
+        """GZSL figures of calibrated logits (M,N), each word with its own threshold, and how they were calibrated."""
+        assert isinstance(self.protocol, Protocol)
+        figures = evaluate_scores(logits, targets, vocabulary, self.protocol)["gzsl"]
+        margins = calibration.margins(logits, vocabulary)  # ≥ 0 where a word is given, as logits are from score 0.5 on
+        given = evaluate_scores(margins, targets, vocabulary, replace(self.protocol, threshold=0.5))["gzsl"]
+        by_threshold = [f"{side}_{name}" for side in ("per_class", "overall") for name in ("precision", "recall", "f1")]
+        figures |= {name: given[name] for name in by_threshold}
+        repeated = ("words", "policies", "num_images", "num_words", "labels_per_image")
+        kept = {name: value for name, value in figures.items() if name not in repeated}
+        return kept | {"calibration": calibration.summary()}
 
     def evaluate_predictions(
         self,

@@ -1,7 +1,7 @@
 """Every figure of a protocol, from scores and targets that are already there."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from zsmld.metrics.images import ImageCounts, count_images
 from zsmld.metrics.seen_unseen import curve_of
 from zsmld.metrics.words import WordFigures, measure_words
 from zsmld.protocols import Protocol
+from zsmld.report import Kind
 from zsmld.vocabulary import Vocabulary
-
-Kind = Literal["logits", "scores"]
 
 
 def evaluate_scores(
@@ -40,7 +39,8 @@ def evaluate_scores(
       order: `precision_at_{k}` (hits over images·K), `recall_at_{k}` (hits over positives) and their harmonic mean
       `f1_at_{k}`; `per_class_precision_at_{k}`, the mean over words of hits over the images given the word (zero if
       none), `per_class_recall_at_{k}`, that of hits over the word's positives, and `per_class_f1_at_{k}`, the harmonic
-      mean of these two means; words without positives by `empty_words`.
+      mean of these two means; words without positives by `empty_words`. "gzsl" also `seen_recall_at_{k}` and
+      `unseen_recall_at_{k}`, of the labels of either side in the joint best K, and `harmonic_mean_recall_at_{k}`.
     - Each image being given the words that reach the protocol's threshold: `per_class_precision`, `per_class_recall`,
       `per_class_f1` (CP, CR, CF1) and `overall_precision`, `overall_recall`, `overall_f1` (OP, OR, OF1), defined alike.
     - Means over images: `ranking_loss`, the share of (present, absent) pairs in the wrong order or tied;
@@ -159,6 +159,13 @@ def _figures(
             check_single_label(counts.positives_per_image)
             figures[f"top_{k}_accuracy"] = int(given.hits.sum()) / counts.num_images
         overall = overall_figures(given, positives, counts.num_images * k)
+        if part == "gzsl":
+            sides = {
+                side: int(given.hits[labels].sum()) / max(int(positives[labels].sum()), 1)
+                for side, labels in (("seen", seen), ("unseen", ~seen))
+            }
+            figures |= {f"{side}_recall_at_{k}": recall for side, recall in sides.items()}
+            figures[f"harmonic_mean_recall_at_{k}"] = harmonic_mean(*sides.values())
         per_class = per_class_figures(given, positives, protocol.empty_words)
         figures |= {f"{name}_at_{k}": value for name, value in zip(names, overall, strict=True)}
         figures |= {f"per_class_{name}_at_{k}": value for name, value in zip(names, per_class, strict=True)}

@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets import Dataset, dense_targets
 from zsmld.datasets.loader import Batch, load_batches
-from zsmld.evaluator.scores import score_dataset
 from zsmld.features import FeatureDataset, extract_features
 from zsmld.losses import build_loss
 from zsmld.metrics import average_precision, mean_average_precision
 from zsmld.model import ZeroShotClassifier
+from zsmld.scoring import score_dataset
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.trainer.optimization import Schedule, learning_rate_factor, parameter_groups
 from zsmld.vocabulary import Vocabulary
@@ -273,11 +273,13 @@ class Trainer:
         vocabulary = self.dataset.vocabulary
         if self.model.decoder.text_dim is None:
             self.model.remember_words(vocabulary, None)
+            self.model.calibration = None  # of the weights it had before
             return None
         trained = vocabulary.select(vocabulary.words[label] for label in self._labels)
         encoder = self.text_encoder or self.model.build_text_encoder(self.device)
         # The checkpoint knows all seen words, held-out ones too: they are part of the vocabulary it was selected on.
         self.model.remember_words(seen := vocabulary.select(vocabulary.seen), self.model.encode_words(seen, encoder))
+        self.model.heldout_words, self.model.calibration = self.heldout, None
         embeddings = self.model.encode_words(trained)
         if self.standardize_words and len(embeddings) > 1:
             self.model.decoder.standardize_words(embeddings.to(self.model.decoder.word_mean.device))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zsmld import Evaluator, build_dataset
 from zsmld.evaluator import ScoreMatrix
-from zsmld.evaluator.scores import score_dataset
+from zsmld.scoring import score_dataset
 
 
 @st.composite
@@ -88,7 +88,7 @@ _WORKER = """
 import sys
 import numpy as np, torch, torch.distributed as dist
 from zsmld import Evaluator, ZeroShotClassifier, build_dataset
-from zsmld.evaluator.scores import score_dataset
+from zsmld.scoring import score_dataset
 
 model, table, output = sys.argv[1:4]
 torch.set_num_threads(1)

@@ -1,0 +1,296 @@
+"""What each verb does: it opens one door and prints."""
+
+import argparse
+import csv
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from zsmld.report import Report
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Evaluate the bundled model."""
+    from zsmld.demo import run_demo
+
+    run_demo(options.output, device=options.device)
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Rank words for images."""
+    from tqdm.auto import tqdm
+
+    from zsmld import Predictor, ZeroShotClassifier
+    from zsmld.predictor import list_images
+
+    if options.words is not None and options.words_file is not None:
+        raise ValueError("words must be given once, got --words and --words-file; leave one out")
+    words = None  # those of the model
+    if options.words is not None:
+        words = [word for word in options.words.split(",") if word.strip()]
+    if options.words_file is not None:
+        lines = Path(options.words_file).read_text(encoding="utf-8-sig").splitlines()
+        words = [line for line in lines if line.strip()]
+    suffix = Path(options.output).suffix if options.output else ""
+    if options.output and suffix not in (".jsonl", ".csv"):
+        raise ValueError(f"--output must end in .jsonl or .csv, got {options.output}; rename it")
+    # One path that is not there is a mistake to refuse; one of several is an image that cannot be read.
+    images = list_images(options.images[0] if len(options.images) == 1 else options.images)
+    model = ZeroShotClassifier.from_pretrained(options.model)
+    predictor = Predictor(
+        model,
+        words,
+        device=options.device,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        calibrated=not options.uncalibrated,
+    )
+    predictions = predictor.predict(images, top_k=options.top_k, threshold=options.threshold)
+    num_unreadable = 0
+    with ExitStack() as stack:
+        stream: TextIO = sys.stdout
+        if options.output:
+            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(open(options.output, "w", encoding="utf-8", newline=""))
+        table = csv.writer(stream) if suffix == ".csv" else None
+        if table is not None:
+            table.writerow(["path", "words", "scores", "labels", "error"])
+        for p in tqdm(predictions, total=len(images), unit="image", disable=None if options.output else True):
+            num_unreadable += p.error is not None
+            if table is not None:
+                joined = ("|".join(p.words), "|".join(f"{s:.6f}" for s in p.scores), "|".join(map(str, p.labels)))
+                table.writerow([p.path, *joined, p.error or ""])
+            elif options.output:
+                stream.write(json.dumps(p.to_dict(), ensure_ascii=False) + "\n")
+            else:
+                ranked = "  ".join(f"{word} {score:.2f}" for word, score in zip(p.words, p.scores, strict=True))
+                print(f"{p.path}  {p.error or ranked or '(no word reaches the threshold)'}", flush=True)
+    if num_unreadable:
+        print(f"zsmld predict: {num_unreadable} of {len(images)} images could not be read", file=sys.stderr)
+    return 1 if num_unreadable else 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a recipe."""
+    from zsmld import Evaluator, Recipe
+    from zsmld.recipe import has_split
+
+    recipe = Recipe.load(options.recipe, options.overrides)
+    if options.print_config:
+        print(recipe.to_yaml(), end="")
+        return 0
+    output = Path(options.output or f"runs/{Path(options.recipe).stem}")
+    trainer = recipe.build_trainer(output, progress=True)
+    test = recipe.build_dataset("test") if has_split(trainer.dataset, "test") else None
+    protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
+    print(f"train   {trainer.dataset!r}")
+    if trainer.heldout:
+        print(f"select  by the mAP of {len(trainer.heldout)} held-out seen words on {trainer.val_dataset!r}")
+    else:
+        print("select  the last epoch: no seen words are held out")
+    print(f"model   {trainer.model!r}")
+    model = trainer.fit()
+    print(f"epoch {trainer.best_epoch} of {trainer.epochs} was selected; model: {output / 'model'}")
+    for image_id, error in trainer.unreadable[:10]:
+        print(f"left out {image_id}: {error}", file=sys.stderr)
+    if test is not None and protocol is not None:
+        report = Evaluator(protocol, num_samples=12, progress=True).evaluate(model, test)
+        _, page = report.save(output / "report")
+        print(f"\n{report.to_text()}\n\nreport: {page}")
+    return 1 if trainer.unreadable else 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Figures of a model, or of predictions."""
+    report = _evaluate_predictions(options) if options.scores or options.logits else _evaluate_model(options)
+    if report is None:  # another process writes it
+        return 0
+    _, page = report.save(options.output)
+    print(f"{report.to_text(published=options.published)}\n\nreport: {page}")
+    return 1 if report.dataset["num_unreadable"] else 0
+
+
+def _evaluate_model(options: argparse.Namespace) -> "Report | None":
+    import os
+
+    from zsmld import Evaluator, Recipe, ZeroShotClassifier
+
+    if options.model is None:
+        raise ValueError("model must be given, or --scores or --logits with --targets; see zsmld evaluate --help")
+    model = ZeroShotClassifier.from_pretrained(options.model)
+    if model.recipe is None:
+        raise ValueError(
+            f"model {options.model} must name its dataset in its recipe, it has none; use Evaluator in Python"
+        )
+    protocol = [f"protocol.name={options.protocol}"] if options.protocol else []
+    recipe = Recipe.from_dict(model.recipe, [*options.overrides, *protocol])
+    dataset = recipe.build_dataset(options.split)
+    main = True
+    if "WORLD_SIZE" in os.environ:  # torchrun or accelerate launch: each process scores its share
+        from accelerate import PartialState
+
+        main = PartialState(cpu=options.device == "cpu").is_main_process
+    evaluator = Evaluator(
+        recipe.build_protocol(dataset.vocabulary),
+        device=options.device,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        num_samples=options.samples,
+        progress=main,
+    )
+    report = evaluator.evaluate(model, dataset)
+    return report if main else None
+
+
+def _evaluate_predictions(options: argparse.Namespace) -> "Report":
+    from dataclasses import replace
+
+    from zsmld import Evaluator, Vocabulary
+    from zsmld.datasets import Index, read_partition
+    from zsmld.evaluator import Matrix, read_matrix
+    from zsmld.recipe import protocol_from
+
+    if options.model is not None and "=" in options.model:  # the first override stands where a model could
+        options.overrides.insert(0, options.model)
+        options.model = None
+    if options.model is not None or not options.targets or not options.protocol:
+        raise ValueError("--scores and --logits must come with --targets and --protocol, and without a model")
+    scores = read_matrix(options.scores or options.logits)
+    name = Path(options.targets).stem
+    if Path(options.targets).is_dir():
+        dataset = Index.open(options.targets).dataset(options.split, options.partition)
+        targets, name, vocabulary = Matrix.of_dataset(dataset), dataset.name, dataset.vocabulary
+    else:
+        targets, vocabulary = read_matrix(options.targets), None
+    if options.words_file:
+        lines = Path(options.words_file).read_text(encoding="utf-8-sig").splitlines()
+        words = tuple(line.strip() for line in lines if line.strip())
+        scores, targets = (m if m.words else replace(m, words=words) for m in (scores, targets))
+    if options.partition and vocabulary is None:
+        seen, unseen = read_partition(options.partition)
+        vocabulary = Vocabulary([*seen, *unseen], seen=seen)
+    return Evaluator(protocol_from(options.protocol, options.overrides)).evaluate_predictions(
+        scores,
+        targets,
+        "scores" if options.scores else "logits",
+        vocabulary,
+        external_knowledge=options.external_knowledge,
+        dataset=name,
+        split=options.split,
+    )
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Choose a calibration and store it with the model."""
+    from zsmld import Recipe, ZeroShotClassifier
+    from zsmld.calibration import calibrate as choose
+
+    if not Path(options.model).is_dir() and not options.output:
+        raise ValueError(f"--output must say where the calibrated {options.model} goes, it is no folder here")
+    model = ZeroShotClassifier.from_pretrained(options.model)
+    if model.recipe is None:
+        raise ValueError(f"model {options.model} must name its dataset in its recipe, it has none; use calibrate()")
+    recipe = Recipe.from_dict(model.recipe, options.overrides)
+    calibration = choose(
+        model,
+        recipe.build_dataset(options.split),
+        use_test_images=options.use_test_images,
+        device=options.device,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        standardization=options.standardization,
+        objective=options.objective,
+        stacking_for=options.stacking_for,
+        k=options.k,
+        transductive=options.transductive,
+    )
+    model.calibration = calibration.to_dict()
+    if options.output:
+        model.save_pretrained(options.output)
+    else:
+        model.save_config(options.model)
+    summary = calibration.summary()
+    chosen_on = summary.pop("chosen_on", {})
+    for key, value in (summary | {f"chosen on {key}": value for key, value in chosen_on.items()}).items():
+        if not isinstance(value, dict):
+            shown = ", ".join(value) if isinstance(value, (list, tuple)) else value
+            print(f"{key.replace('_', ' '):<28}{f'{shown:.4g}' if isinstance(shown, float) else shown}")
+    for name, figures in chosen_on.get("candidates", {}).items():
+        print(f"  {name:<26}{', '.join(f'{key} {100 * value:.1f}' for key, value in figures.items())}")
+    print(f"\ncalibrated model: {options.output or options.model}")
+    return 0
+
+
+def threshold(text: str) -> float | str:
+    """A score, or "calibrated"."""
+    return text if text == "calibrated" else float(text)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Paired bootstrap of two reports."""
+    from zsmld.report import compare as compare_reports
+
+    suffix = Path(options.output).suffix if options.output else ""
+    if options.output and suffix not in (".md", ".json"):
+        raise ValueError(f"--output must end in .md or .json, got {options.output}; rename it")
+    comparison = compare_reports(
+        options.a,
+        options.b,
+        num_resamples=options.resamples,
+        seed=options.seed,
+        confidence=options.confidence,
+        allow_different=options.allow_different,
+    )
+    print(comparison.to_text(num_words=options.words))
+    if options.output:
+        content = json.dumps(comparison.to_dict(), indent=1) + "\n"
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.output).write_text(
+            content if suffix == ".json" else comparison.to_markdown(options.words), encoding="utf-8"
+        )
+        print(f"\ncomparison: {options.output}")
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Check a download and index it."""
+    from zsmld.datasets import prepare as prepare_index
+    from zsmld.recipe import reader_options
+
+    index = prepare_index(
+        options.dataset,
+        options.root,
+        options.output,
+        missing_images=options.missing_images,
+        num_decoded=options.decode,
+        **reader_options(options.dataset, options.overrides),
+    )
+    print(index.to_text())
+    print(f"\nwrote {options.output}: rows.parquet, manifest.json")
+    print(f"recipe: dataset: {{name: prepared, path: {options.output}}}")
+    return 0
+
+
+def recipes(options: argparse.Namespace) -> int:
+    """List the bundled recipes, or copy one."""
+    from zsmld.recipe import recipe_header, recipe_names
+    from zsmld.resources import resource_path
+
+    if options.action == "copy":
+        if options.name not in recipe_names():
+            raise ValueError(f"name must be one of {recipe_names()}, got {options.name!r}; see `zsmld recipes`")
+        target = Path(f"{options.name}.yaml")
+        if target.exists():
+            raise FileExistsError(f"{target} must not exist yet, it does; move it or work in another folder")
+        target.write_text(resource_path("configs", target.name).read_text(encoding="utf-8"), encoding="utf-8")
+        print(f"{target}  edit it, then: zsmld train {target}")
+        return 0
+    for name in recipe_names():
+        print(name)
+        for key, text in recipe_header(name).items():
+            print(f"  {key + ':':<17}{text}")
+    return 0
