@@ -78,6 +78,22 @@ def test_words_that_are_not_ranked_may_be_left_out_but_not_be_others():
         PROTOCOLS["seen"].check(vocabulary(0, 5))
 
 
+def test_word_lists_of_protocols_are_there_and_fit():
+    from zsmld.datasets import read_partition
+    from zsmld.resources import resource_path
+
+    with_words = [protocol for protocol in PROTOCOLS.values() if protocol.words_file]
+    assert len(with_words) == 16
+    for protocol in with_words:
+        path = resource_path("data", *protocol.words_file.split("/"))
+        if path.suffix == ".txt":
+            words = Vocabulary(path.read_text(encoding="utf-8").splitlines())
+        else:
+            seen, unseen = read_partition(path)
+            words = Vocabulary([*seen, *unseen], seen=seen)
+        protocol.check(words)
+
+
 def test_naming_a_policy_changes_that_policy_alone():
     changed = {"keep_unlabelled": False, "empty_words": "skip", "average_precision": "legacy", "top_k": (1, 3)}
     default = Protocol.named("gzsl")

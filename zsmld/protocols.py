@@ -128,7 +128,8 @@ class Protocol:
 
 def _zero_shot(dataset: str, num_seen: int | None, num_unseen: int | None, variant: str = "") -> list[Protocol]:
     tasks: tuple[Task, ...] = ("zsl", "gzsl", "seen")
-    words_file = None if num_seen is None else f"{dataset}/partition{variant}.json"
+    # Open Images' own lists come with the download; they are not among our files.
+    words_file = f"{dataset}/partition{variant}.json" if dataset in ("scenes", "nus_wide", "coco") else None
     return [
         Protocol(f"{dataset}_{task}{variant}".removeprefix("_"), task, num_seen, num_unseen, words_file=words_file)
         for task in tasks

@@ -251,7 +251,7 @@ def reader_options(name: str, assignments: Sequence[str]) -> dict[str, Any]:
 
     Example:
         >>> reader_options("coco", ["year=2014"])
-        {'year': '2014'}
+        {'year': 2014}
     """
     if name not in READERS:
         raise ValueError(_unknown(name, sorted(READERS), "dataset"))
