@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -64,8 +65,17 @@ def test_readme_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "Report('scenes_gzsl'" in capsys.readouterr().out
 
 
+def test_every_folder_of_the_package_is_in_the_wheel() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "zsmld").rglob("__init__.py")}
+    assert folders == {name for name in listed if "._bundled" not in name}
+
+
 def test_readme_links_exist() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "evaluation/protocols.md", "data/scenes/README.md"):
+    names = ["README.md", "CONTRIBUTING.md", "evaluation/protocols.md"]
+    names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "data").glob("*/README.md"))]
+    assert len(names) == 9
+    for name in names:
         text = (ROOT / name).read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
         for link in links:

@@ -1,12 +1,14 @@
 """Where the bundled files are."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import zsmld.resources
-from zsmld.resources import resource_path
+from zsmld import resources
+from zsmld.resources import git_revision, resource_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,3 +40,23 @@ def test_a_wheel_uses_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert resource_path("configs", "mine.yaml") == tmp_path / "configs" / "mine.yaml"
     with pytest.raises(FileNotFoundError):
         resource_path("data", "scenes", "partition.json")
+
+
+def test_the_revision_of_a_checkout_is_a_commit() -> None:
+    revision = git_revision()
+    if not (ROOT / ".git").exists():
+        assert revision is None
+        return
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert revision is not None and len(revision.removesuffix("-dirty")) >= 12
+    assert commit.startswith(revision.removesuffix("-dirty"))
+
+
+def test_outside_a_checkout_there_is_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "zsmld")
+    git_revision.cache_clear()
+    assert git_revision() is None
+    (tmp_path / ".git").mkdir()  # no repository
+    git_revision.cache_clear()
+    assert git_revision() is None
+    git_revision.cache_clear()
