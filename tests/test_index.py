@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from zsmld.datasets import build_dataset, dense_targets, ids_digest
 from zsmld.datasets.index import Index
 from zsmld.datasets.partition import read_partition
+from zsmld.protocols import Protocol
 
 SPLITS = np.array(["train", "train", "train", "train", "val", "test", "test"])
 TARGETS = np.array(  # dog, cat, zebra, lamp
@@ -77,6 +78,18 @@ def test_items_and_the_matrix_agree_where_unknown_is_missing(root):
     assert dataset[3]["targets"].tolist() == [-1, 1, 0] == dense_targets(dataset)[3].tolist()
 
 
+@pytest.mark.parametrize("missing", [0, -1])
+def test_negative_positions_count_from_the_end(root, missing):
+    dataset = make(root, np.array([[1, 0, -1, 0]] * 6 + [[0, 1, 0, -1]], np.int8), missing).dataset("all")
+    for k in range(1, 8):
+        last, same = dataset[-k], dataset[len(dataset) - k]
+        assert last["id"] == same["id"] and last["targets"].tolist() == same["targets"].tolist()
+        assert last["targets"].tolist() == dense_targets(dataset)[-k].tolist()
+    for index in (7, -8):
+        with pytest.raises(IndexError, match=f"index must be below the 7 images, got {index}"):
+            dataset[index]
+
+
 def test_training_images_of_a_zero_shot_partition_have_a_seen_word(root):
     index = make(root)
     assert [str(i) for i in index.dataset("train", "2_1").ids] == ["000", "001"]
@@ -115,7 +128,7 @@ def test_the_downloads_own_validation_images_are_used_unless_a_share_is_asked_fo
     index = make(root)
     assert [str(i) for i in index.dataset("val").ids] == ["004"]
     assert "004" not in [str(i) for i in index.dataset("val", val_fraction=0.5).ids]
-    with pytest.raises(ValueError, match=r"'val' of mini must have images, it has \['test', 'train'\]; pass val_frac"):
+    with pytest.raises(ValueError, match=r"'val' of mini must have images, it has \['test', 'train'\]; pass val"):
         make(root, TARGETS[:2], splits=np.array(["train", "test"])).dataset("val")
 
 
@@ -161,7 +174,15 @@ def test_missing_images_are_refused_or_counted_never_silent(root):
     assert (dense_targets(left.dataset("all")) == np.delete(TARGETS, [1, 6], axis=0)).all()
     opened = Index.open(left.save(root / "prepared"))
     assert opened.dataset("test").manifest["missing_images"] == 2
-    assert "2 images are not on disk" in opened.to_text()
+    assert "missing       1 of 4 images of train; missing_images.txt lists them" in opened.to_text()
+    assert (root / "prepared" / "missing_images.txt").read_text().split() == ["train/001.png", "test/006.png"]
+
+
+def test_a_split_of_which_nothing_is_left_is_said(root):
+    for path in (root / "test").iterdir():
+        path.unlink()
+    left = make(root).without_missing_images("drop", [])
+    assert "missing       2 of 2 images of test" in left.to_text() and "\ntest" not in left.to_text()
 
 
 def test_an_index_of_which_no_image_is_there_is_refused_whatever_the_policy(tmp_path):
@@ -188,7 +209,7 @@ def test_the_manifest_says_what_is_in_it(root):
     assert manifest["splits"]["test"]["image_ids_sha256"] == ids_digest(["006", "005"])
     assert manifest["versions"]["zsmld"] and manifest["words"] == list(WORDS) and manifest["counts"] == {"tags": 4}
     text = Index.open(folder).to_text()
-    lines = ("test             2        1.0000", "words         4", "counts        tags: 4", "all (4 seen, 0 unseen)")
+    lines = ("test             2        1.0000", "words         4", "in the files  tags: 4", "all (4 seen, 0 unseen)")
     for line in lines:
         assert line in text, text
 
@@ -199,7 +220,11 @@ def test_the_manifest_says_what_is_in_it(root):
         (lambda p: (p / "rows.parquet").unlink(), FileNotFoundError, r"that `zsmld prepare` wrote, .* no rows.parquet"),
         (lambda p: (p / "manifest.json").write_text("{"), ValueError, r"manifest.json must be JSON, it is damaged"),
         (lambda p: (p / "manifest.json").write_text("[]"), ValueError, r"manifest.json must have format 1"),
-        (lambda p: truncate(p / "rows.parquet"), ValueError, r"rows.parquet must be the file of its manifest"),
+        (lambda p: truncate(p / "rows.parquet"), ValueError, r"rows.parquet and manifest.json must belong together"),
+        (lambda p: change(p, words=["cat", "dog", "zebra", "lamp"]), ValueError, r"must belong together, they are dam"),
+        (lambda p: change(p, words=["dog"]), ValueError, r"must belong together"),
+        (lambda p: change(p, missing=-1), ValueError, r"must belong together"),
+        (lambda p: change(p, sha256=None), ValueError, r"must belong together"),
     ],
 )
 def test_a_damaged_index_is_refused(root, damage, error, message):
@@ -207,6 +232,13 @@ def test_a_damaged_index_is_refused(root, damage, error, message):
     damage(folder)
     with pytest.raises(error, match=message):
         Index.open(folder)
+
+
+def change(folder: Path, **values) -> None:
+    """Other values in the manifest; None takes the key away."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | values
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    (folder / "manifest.json").write_text(json.dumps(kept))
 
 
 def truncate(path: Path) -> None:
@@ -235,3 +267,10 @@ def test_rows_that_do_not_belong_together_are_refused(tmp_path):
         make(Path(".")).dataset("dev")
     with pytest.raises(ValueError, match=r"val_fraction must be in \[0, 1\), got 1"):
         make(Path(".")).dataset("train", val_fraction=1)
+
+
+def test_the_partition_of_a_protocol(root):
+    index = make(root)
+    assert index.partition_of(Protocol.named("zsl")) == "2_1" == index.partition_of(Protocol.named("gzsl"))
+    assert index.partition_of(Protocol.named("supervised")) == "all"
+    assert index.partition_of(Protocol.named("coco_zsl_48_17")) is None

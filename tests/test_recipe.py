@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from zsmld import Recipe
 from zsmld.protocols import Protocol
-from zsmld.recipe import recipe_header, recipe_names
+from zsmld.recipe import protocol_from, reader_options, recipe_header, recipe_names
 from zsmld.trainer import Trainer
 
 NAMES = recipe_names()
@@ -297,3 +297,42 @@ def test_overrides_reach_inside_mappings_and_empty_sections() -> None:
     assert recipe.image_encoder["model_kwargs"] == {"stem_width": 8}
     assert recipe.augmentation == {"noise": 0.5}
     assert Recipe.from_dict(empty).augmentation == {}
+
+
+@pytest.mark.parametrize("separator", ["|", ";", ",", ">", "/"])
+def test_a_separator_may_be_given_as_it_is(separator: str) -> None:
+    assert reader_options("table", [f"separator={separator}"]) == {"separator": separator}
+    recipe = Recipe.load("custom", [f"dataset.separator={separator}"])
+    assert recipe.dataset["separator"] == separator
+
+
+def test_options_of_a_reader_are_checked_all_at_once() -> None:
+    with pytest.raises(ValueError, match=r"(?s)options.year must be .*got 1999.*unknown 'crowds'; did you mean"):
+        reader_options("coco", ["year=1999", "crowds=drop"])
+    with pytest.raises(ValueError, match=r"dataset: unknown 'cocoa'; did you mean 'coco'"):
+        reader_options("cocoa", [])
+    with pytest.raises(ValueError, match=r"protocol: unknown 'topk'; did you mean 'top_k'"):
+        protocol_from("zsl", ["protocol.topk=3"])
+
+
+@pytest.mark.parametrize(
+    "text, value", [("48_17", "48_17"), ("925_81", "925_81"), ("80", "80"), ("mine.json#a", "mine.json#a")]
+)
+def test_the_name_of_a_partition_is_a_text(text: str, value: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads 48_17 as the number 4817."""
+    path = tmp_path / "r.yaml"
+    dataset = f"{{name: prepared, path: p, partition: {text}}}"
+    path.write_text(f"dataset: {dataset}\nimage_encoder: {{spec: timm:test_resnet}}\n")
+    assert Recipe.load(path).dataset["partition"] == value
+    again = tmp_path / "again.yaml"
+    again.write_text(Recipe.load(path).to_yaml())
+    assert Recipe.load(again).dataset["partition"] == value
+    assert Recipe.load("custom", [f"dataset.partition={text}"]).dataset["partition"] == value
+
+
+@pytest.mark.parametrize(
+    "text, value", [("1e-3", 1e-3), ("2.0e-4", 2e-4), ("1", 1.0), (".5", 0.5), ("1E2", 100.0), ("5.", 5.0)]
+)
+def test_numbers_are_numbers(text: str, value: float) -> None:
+    assert Recipe.load("custom", [f"trainer.lr={text}"]).trainer["lr"] == value
+    assert Recipe.load("custom", ["trainer.epochs=12", "trainer.max_grad_norm=0"]).trainer["epochs"] == 12

@@ -85,6 +85,11 @@ class Protocol:
         """What the report holds: a GZSL evaluation holds ZSL too."""
         return ("zsl", "gzsl") if self.task == "gzsl" else (self.task,)
 
+    @property
+    def _hint(self) -> str:
+        """What our datasets call the partition: 48_17, or 80 where nothing is unseen."""
+        return "_".join(str(number) for number in (self.num_seen, self.num_unseen) if number)
+
     def ranked_labels(self, part: str, vocabulary: Vocabulary) -> np.ndarray:
         """Labels ranked in a part ("zsl", "gzsl", "seen", …), in label order, (N,) int64.
 
@@ -100,7 +105,7 @@ class Protocol:
             seen, unseen = ("any number of" if e is None else e for e in expected.values())
             raise ValueError(
                 f"protocol {self.name} needs {seen} seen and {unseen} unseen words, the dataset has "
-                f"{counts['seen']} and {counts['unseen']}; use its partition"
+                f"{counts['seen']} and {counts['unseen']}; use its partition, such as dataset.partition={self._hint}"
             )
         if any(not counts[side] for side in needed):
             raise ValueError(

@@ -13,10 +13,11 @@ Every error is reported at once, an unknown key with the nearest known one.
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 import torch
 import yaml
@@ -40,6 +41,23 @@ _NOT_IN_RECIPE = {
     "protocol": {"task", "num_seen", "num_unseen", "words_file"},
     "options": {"root", "problems"},  # of a dataset's reader
 }
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML as version 1.2 has it in this: 48_17 is a text and not the number 4817, 1e-3 is a number."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
 
 
 @dataclass
@@ -115,7 +133,7 @@ class Recipe:
                 )
             path = resource_path("configs", f"{name_or_path}.yaml")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"recipe {path} must be YAML, it cannot be read: {error}") from error
         return cls.from_dict(content, overrides)
@@ -326,6 +344,8 @@ def _checked(section: str, given: dict[str, Any], target: Callable[..., Any], pr
         else:
             parser = ArgumentParser(exit_on_error=False)
             parser.add_argument(f"--{key}", type=arguments[key].annotation)
+            if type(value) is int and str in get_args(arguments[key].annotation):
+                value = str(value)  # a partition may be called 80
             try:
                 checked[key] = parser.parse_object({key: value})[key]
             except Exception as error:  # jsonargparse has its own kinds; the reader needs key, type and value
@@ -357,9 +377,11 @@ def _override(content: dict[str, Any], override: str, problems: list[str]) -> No
         problems.append(f"override must be section.key=value, got {override!r}")
         return
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         value = text
+    if value == "" and text.strip() in ("|", ">"):  # a block of YAML without lines; here it is a separator
+        value = text.strip()
     inner: Any = content
     for key in keys[:-1]:
         inner[key] = dict(inner.get(key) or {}) if isinstance(inner.get(key), (dict, type(None))) else inner[key]

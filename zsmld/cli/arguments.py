@@ -73,7 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--scores", help="predictions in [0,1]: .npy, .npz, .pt, .parquet, .csv or .tsv")
     made.add_argument("--logits", help="predictions that are any real numbers, likewise")
     evaluate.add_argument("--targets", help="1 present, 0 absent, -1 unknown: such a file, or a prepared index")
-    evaluate.add_argument("--partition", help="JSON file with the seen and unseen words (default: the protocol's)")
+    evaluate.add_argument(
+        "--partition",
+        help="JSON file with the seen and unseen words, or a partition of the prepared index (default: the protocol's)",
+    )
     evaluate.add_argument("--words-file", help="words of the columns of a file without words, one a line")
     evaluate.add_argument("--external-knowledge", action="append", default=[], help="stated in the report; repeatable")
     evaluate.add_argument("--protocol", help="default the one of the model's recipe")
@@ -132,9 +135,10 @@ def build_parser() -> argparse.ArgumentParser:
         "  zsmld prepare coco --root coco --output prepared/coco year=2014",
     )
     prepare.add_argument("dataset", help="nus_wide, coco, open_images, voc, table, folder or image_list")
-    prepare.add_argument("overrides", nargs="*", help="options of the dataset such as year=2014")
-    prepare.add_argument("--root", required=True, help="where it was downloaded to: a folder, or a table's file")
-    prepare.add_argument("--output", required=True, help="folder for rows.parquet and manifest.json")
+    prepare.add_argument("overrides", nargs="*", help="options of the dataset such as year=2014; see --options")
+    prepare.add_argument("--options", action="store_true", help="explain the dataset's options and leave")
+    prepare.add_argument("--root", help="where it was downloaded to: a folder, or a table's file")
+    prepare.add_argument("--output", help="folder for rows.parquet and manifest.json")
     prepare.add_argument(
         "--missing-images",
         choices=("error", "drop"),

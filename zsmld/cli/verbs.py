@@ -119,6 +119,12 @@ def _evaluate_model(options: argparse.Namespace) -> "Report | None":
 
     from zsmld import Evaluator, Recipe, ZeroShotClassifier
 
+    for name in ("targets", "partition", "words_file"):
+        if getattr(options, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} must come with --scores or --logits, got it beside a model; a model is "
+                f"evaluated on the dataset of its recipe, change that with dataset.…=…"
+            )
     if options.model is None:
         raise ValueError("model must be given, or --scores or --logits with --targets; see zsmld evaluate --help")
     model = ZeroShotClassifier.from_pretrained(options.model)
@@ -143,6 +149,7 @@ def _evaluate_model(options: argparse.Namespace) -> "Report | None":
         progress=main,
     )
     report = evaluator.evaluate(model, dataset)
+    report.external_knowledge += options.external_knowledge
     return report if main else None
 
 
@@ -159,10 +166,12 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
         options.model = None
     if options.model is not None or not options.targets or not options.protocol:
         raise ValueError("--scores and --logits must come with --targets and --protocol, and without a model")
+    protocol = protocol_from(options.protocol, options.overrides)
     scores = read_matrix(options.scores or options.logits)
     name = Path(options.targets).stem
     if Path(options.targets).is_dir():
-        dataset = Index.open(options.targets).dataset(options.split, options.partition)
+        index = Index.open(options.targets)
+        dataset = index.dataset(options.split, options.partition or index.partition_of(protocol))
         targets, name, vocabulary = Matrix.of_dataset(dataset), dataset.name, dataset.vocabulary
     else:
         targets, vocabulary = read_matrix(options.targets), None
@@ -173,7 +182,7 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
     if options.partition and vocabulary is None:
         seen, unseen = read_partition(options.partition)
         vocabulary = Vocabulary([*seen, *unseen], seen=seen)
-    return Evaluator(protocol_from(options.protocol, options.overrides)).evaluate_predictions(
+    return Evaluator(protocol).evaluate_predictions(
         scores,
         targets,
         "scores" if options.scores else "logits",
@@ -258,16 +267,25 @@ def compare(options: argparse.Namespace) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Check a download and index it."""
+    import inspect
+
+    from zsmld.datasets import READERS
     from zsmld.datasets import prepare as prepare_index
     from zsmld.recipe import reader_options
 
+    known = reader_options(options.dataset, options.overrides)
+    if options.options:
+        print(inspect.getdoc(READERS[options.dataset]))
+        return 0
+    if not options.root or not options.output:
+        raise ValueError("--root and --output must be given: where the download is, and where the index goes")
     index = prepare_index(
         options.dataset,
         options.root,
         options.output,
         missing_images=options.missing_images,
         num_decoded=options.decode,
-        **reader_options(options.dataset, options.overrides),
+        **known,
     )
     print(index.to_text())
     print(f"\nwrote {options.output}: rows.parquet, manifest.json")

@@ -106,16 +106,27 @@ def prepare(
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"dataset {name!r} takes {sorted(known)}, got {unknown} besides; correct the names")
+    if num_decoded < 0:
+        raise ValueError(f"num_decoded must not be negative, got {num_decoded}; 0 decodes none")
+    if output is not None and Path(output).is_file():
+        raise FileExistsError(f"output must be a folder, {output} is a file; choose another")
     if not Path(root).exists():
         raise FileNotFoundError(f"root must be where {name} was downloaded to, not found: {root}; correct the path")
     problems: list[str] = []
-    index = READERS[name](Path(root), problems, **options)
+    index = None
+    try:
+        index = READERS[name](Path(root), problems, **options)
+    except (OSError, UnicodeError) as error:  # a file that cannot be read stands beside all else that is wrong
+        problems.append(f"a file cannot be read: {error}; repair it")
+    if index is None and not problems:
+        problems.append("nothing to make an index of; compare the layout with data/*/README.md")
     if index is not None:
         index.manifest["options"] = {key: str(v) if isinstance(v, Path) else v for key, v in options.items()}
         index = index.without_missing_images(missing_images, problems)
         problems += index.decode_sample(num_decoded)
-    refuse(f"{root} must be a complete download of {name}", problems)
-    assert index is not None  # a reader without a result said why
+    official = name not in ("table", "folder", "image_list")
+    refuse(f"{root} must be {'a complete download of' if official else 'usable as'} {name}", problems)
+    assert index is not None  # else there were problems
     if output is not None:
         index.save(output)
     return index
@@ -187,6 +198,9 @@ def build_dataset(name: str, **options: Any) -> Any:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"dataset {name!r} takes {sorted(known)}, got {unknown} besides; correct the names")
+    needed = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in options]
+    if needed:
+        raise ValueError(f"dataset {name!r} must be given {needed}, got {sorted(options)}; add them")
     return DATASETS[name](**options)
 
 

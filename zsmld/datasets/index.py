@@ -4,7 +4,6 @@ A reader (`nus_wide`, `coco`, …) turns official files into an `Index`; `Index.
 `Index.dataset` takes a split and a partition of it, by policies that are counted and kept in the manifest.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +18,17 @@ from scipy.sparse import csr_matrix
 from zsmld.datasets.partition import read_partition
 from zsmld.datasets.rows import (
     VALUES,
+    content_digest,
     from_label_lists,
     ids_digest,
     on_disk,
     repeated_ids,
     select_columns,
+    shown,
     to_label_lists,
 )
 from zsmld.images import load_image
+from zsmld.protocols import Protocol
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
 
 Split = Literal["train", "val", "test", "all"]
@@ -34,7 +36,7 @@ MissingImages = Literal["error", "drop"]
 Partition = dict[str, list[str]]
 
 _FORMAT = 1
-_ROWS, _MANIFEST = "rows.parquet", "manifest.json"
+_ROWS, _MANIFEST, _MISSING = "rows.parquet", "manifest.json", "missing_images.txt"
 
 
 class IndexedDataset:
@@ -63,7 +65,11 @@ class IndexedDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"image": PIL RGB, "targets": (N,) int8, "id": str}; an unreadable image is an error that names it."""
-        image_id, path = self.ids[int(index)].as_py(), self.paths[int(index)].as_py()
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be below the {len(self)} images, got {index}")
+        index %= len(self)  # as a list has it: −1 is the last image
+        image_id, path = self.ids[index].as_py(), self.paths[index].as_py()
         targets = np.full(len(self.vocabulary), self.missing, np.int8)
         start, end = self.targets.indptr[index], self.targets.indptr[index + 1]
         targets[self.targets.indices[start:end]] = self.targets.data[start:end]
@@ -132,12 +138,13 @@ class Index:
             f"{name} ({len(p['seen']):,} seen, {len(p['unseen']):,} unseen)" for name, p in self.partitions.items()
         )
         lines += [f"words         {len(self.words):,}", f"partitions    {sides}"]
-        for title in ("policies", "counts", "fingerprints"):
-            entries = [f"{key}: {_shown(value)}" for key, value in self.manifest.get(title, {}).items()]
+        for key, title in (("policies", "policies"), ("counts", "in the files"), ("fingerprints", "test list")):
+            entries = [f"{name}: {shown(value)}" for name, value in self.manifest.get(key, {}).items()]
             lines += [f"{title if i == 0 else '':<14}{entry}" for i, entry in enumerate(entries)]
-        missing = self.manifest.get("missing_images", [])
-        if missing:
-            lines.append(f"missing       {len(missing):,} images are not on disk; manifest.json lists them")
+        for split, number in self.manifest.get("missing_by_split", {}).items():
+            listed = number + int((self.splits == split).sum())
+            if number:
+                lines.append(f"missing       {number:,} of {listed:,} images of {split}; missing_images.txt lists them")
         return "\n".join(lines)
 
     # ------------------------------------------------------------------------------------------- one split of it
@@ -208,9 +215,19 @@ class Index:
             "counts": self.manifest.get("counts", {}),
             "policies": self.manifest.get("policies", {}) | policies,
             "images": counts,
-            "missing_images": len(self.manifest.get("missing_images", [])),
+            "missing_images": sum(self.manifest.get("missing_by_split", {}).values()),
         }
         return IndexedDataset(self, rows[kept], split, vocabulary, manifest)
+
+    def partition_of(self, protocol: Protocol) -> str | None:
+        """Name of the first partition that a protocol is about; None if there is none."""
+        for name, sides in self.partitions.items():
+            try:
+                protocol.check(Vocabulary([*sides["seen"], *sides["unseen"]], seen=sides["seen"]))
+            except ValueError:
+                continue
+            return name
+        return None
 
     def _partition(self, partition: str | Path | None) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         name = next(iter(self.partitions)) if partition is None else str(partition)
@@ -258,7 +275,8 @@ class Index:
         """The index of the images that are on disk; the others are a problem, or counted and listed in the manifest."""
         problems += repeated_ids(self.ids)
         found = on_disk(self.root, self.paths)
-        missing = [str(path) for path in self.paths.filter(pa.array(~found)).to_pylist()]
+        missing = self.paths.filter(pa.array(~found)).to_pylist()
+        by_split = {split: int((~found[self.splits == split]).sum()) for split in sorted(set(self.splits.tolist()))}
         if missing and (missing_images == "error" or not found.any()):
             use_others = "" if not found.any() else ", or missing_images=drop to use the others"
             problems.append(
@@ -274,7 +292,7 @@ class Index:
             paths=self.paths.filter(mask),
             splits=self.splits[found],
             targets=self.targets[np.flatnonzero(found)],
-            manifest=self.manifest | {"missing_images": missing},
+            manifest=self.manifest | {"missing_images": missing, "missing_by_split": by_split},
         )
 
     def decode_sample(self, num_images: int, seed: int = 0) -> list[str]:
@@ -319,6 +337,8 @@ class Index:
                 "labels_per_image": present / len(rows),
                 "image_ids_sha256": ids_digest(self.ids.take(pa.array(rows)).to_pylist()),
             }
+        missing = self.manifest.get("missing_images", [])
+        (folder / _MISSING).write_text("".join(f"{path}\n" for path in missing), encoding="utf-8")
         manifest = {
             "format": _FORMAT,
             "dataset": self.name,
@@ -326,8 +346,8 @@ class Index:
             "missing": self.missing,
             "num_words": len(self.words),
             "splits": splits,
-            **self.manifest,
-            "rows_sha256": hashlib.sha256((folder / _ROWS).read_bytes()).hexdigest(),
+            **{key: value for key, value in self.manifest.items() if key != "missing_images"},
+            "sha256": content_digest(folder / _ROWS, self.words, self.missing),
             "versions": package_versions(),
             "partitions": self.partitions,
             "words": list(self.words),
@@ -359,15 +379,20 @@ class Index:
             raise ValueError(f"{folder / _MANIFEST} must be JSON, it is damaged: {error}; prepare it again") from error
         if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
             raise ValueError(f"{folder / _MANIFEST} must have format {_FORMAT}; prepare it again with this zsmld")
-        if hashlib.sha256((folder / _ROWS).read_bytes()).hexdigest() != manifest["rows_sha256"]:
-            raise ValueError(f"{folder / _ROWS} must be the file of its manifest, it is damaged; prepare it again")
+        absent = [key for key in ("dataset", "root", "missing", "words", "partitions", "sha256") if key not in manifest]
+        # Words and rows are hashed together: labels are positions in the words.
+        if absent or content_digest(folder / _ROWS, manifest["words"], manifest["missing"]) != manifest["sha256"]:
+            raise ValueError(
+                f"{folder / _ROWS} and {_MANIFEST} must belong together, they are damaged or of two indices; "
+                f"prepare it again"
+            )
         image_root = Path(manifest["root"] if root is None else root)
         if not image_root.is_dir():
             raise FileNotFoundError(f"root must be the folder of the images, not found: {image_root}; pass root=")
         table = pq.ParquetFile(folder / _ROWS).read()
         columns = {name: table.column(name).combine_chunks() for name in table.column_names}
         shape = (len(table), len(manifest["words"]))
-        known = {"format", "dataset", "root", "missing", "num_words", "splits", "rows_sha256", "versions"}
+        known = {"format", "dataset", "root", "missing", "num_words", "splits", "sha256", "versions"}
         return cls(
             name=manifest["dataset"],
             root=image_root,
@@ -390,9 +415,3 @@ def refuse(what: str, problems: Sequence[str]) -> None:
     """
     if problems:
         raise ValueError(f"{what}, found:\n  - " + "\n  - ".join(problems))
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,9 +1,11 @@
 """Rows of an index: sparse targets to Parquet columns and back, image ids, and which files are on disk."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,13 @@ def ids_digest(ids: Iterable[str]) -> str:
         True
     """
     return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
+
+
+def content_digest(rows_path: Path, words: Sequence[str], missing: int) -> str:
+    """SHA-256 of the rows and of what gives their labels a meaning."""
+    digest = hashlib.sha256(rows_path.read_bytes())
+    digest.update(json.dumps([list(words), missing]).encode())
+    return digest.hexdigest()
 
 
 def repeated_ids(ids: pa.StringArray) -> list[str]:
@@ -78,3 +87,10 @@ def on_disk(root: Path, paths: pa.StringArray) -> np.ndarray:
             listed[folder] = set(os.listdir(where)) if where.is_dir() else set()
         found[i] = name in listed[folder]
     return found
+
+
+def shown(value: Any) -> str:
+    """A value of the manifest as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,6 +1,7 @@
 """Door: Trainer, one visible loop. It never sees an unseen word, and selects the model by held-out seen words."""
 
 import csv
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class Trainer:
         model: its parts are trained in place.
         dataset: to train on.
         val_dataset: images for model selection; never test images.
-        output: folder for `log.csv` and `model/`; None writes nothing.
+        output: folder for `log.csv`, `data.json` and `model/`; None writes nothing.
         augmentation: of the word queries.
         text_encoder: default the model's own, built here.
         epochs: passes, or spans of `steps_per_epoch`.
@@ -181,6 +182,8 @@ class Trainer:
         # However it ends, the model leaves as it came, without accelerate's autocast around its forward.
         cleanup.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
 
+        if self.output is not None and accelerator.is_main_process:
+            self._write_data(Path(self.output) / "data.json")
         best = -math.inf
         best_weights: dict[str, Tensor] = {}
         step = 0
@@ -372,6 +375,17 @@ class Trainer:
         if heldout.any():
             figures["heldout_mean_average_precision"] = mean_average_precision(aps[heldout], "skip")
         return figures
+
+    def _write_data(self, path: Path) -> None:
+        """Which images are trained and validated on, and what the datasets' policies took away."""
+        datasets = {"train": self.dataset, "val": self.val_dataset}
+        described = {
+            split: {"dataset": repr(dataset), "manifest": getattr(dataset, "manifest", {})}
+            for split, dataset in datasets.items()
+            if dataset is not None
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _saved_where(self) -> str:
         return "none yet" if self.output is None or not self.history else str(Path(self.output) / "model")
