@@ -53,7 +53,7 @@ def average_precision(
         ValueError: on NaN scores, different shapes, other target values, or an unknown method.
 
     Source: "legacy" is the function of the official ML-Decoder code; "integral" and "11point" are PaddleClas's
-    MultiLabelMAP (ppcls/metric/metrics.py), whose own sort leaves the order of ties open and whose mean skips empty
+    MultiLabelMAP, whose own sort leaves the order of ties open and whose mean skips empty
     words; "11point" is also that of Pascal VOC 2007.
 
     Example:
