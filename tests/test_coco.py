@@ -304,14 +304,15 @@ def test_an_instance_file_replaces_the_test_list(root: Path, tmp_path: Path) -> 
     assert (dense_targets(index.dataset("train")) >= 0).all()
     fingerprints = Index.open(tmp_path / "index").manifest["fingerprints"]
     assert fingerprints["48_17_zsl"] == {
-        "num_images": 3,
+        "num_listed_images": 3,
         "labels_per_image": round(4 / 3, 4),
         "literature": {"num_images": 2729, "labels_per_image": 1.2074},
         "matches": False,
     }
-    assert fingerprints["48_17_gzsl"]["num_images"] == 3 and fingerprints["48_17_gzsl"]["labels_per_image"] == 2.3333
+    assert fingerprints["48_17_gzsl"]["num_listed_images"] == 3
+    assert fingerprints["48_17_gzsl"]["labels_per_image"] == 2.3333
     data = index.dataset("test", "48_17", keep_unlabelled=False)
-    assert len(data) == fingerprints["48_17_gzsl"]["num_images"]
+    assert len(data) == fingerprints["48_17_gzsl"]["num_listed_images"]
 
     # found by its name in annotations/ as well, and then the official val is not needed
     path.rename(root / "annotations" / path.name)
@@ -321,7 +322,7 @@ def test_an_instance_file_replaces_the_test_list(root: Path, tmp_path: Path) -> 
     assert "fingerprints" not in prepare("coco", write_coco(tmp_path / "b"), check_counts=False).manifest
 
 
-def test_the_fingerprints_of_the_literature_are_recognised(tmp_path: Path) -> None:
+def test_fingerprints_are_those_of_the_list_though_none_of_its_photos_is_there(tmp_path: Path) -> None:
     """A made-up list with the published number of images and labels: 2,729 with 3,295, and 6,392 with 16,429."""
     write_coco(tmp_path)
     unseen, seen = PARTITIONS["48_17"]["unseen"], PARTITIONS["48_17"]["seen"]
@@ -342,14 +343,18 @@ def test_the_fingerprints_of_the_literature_are_recognised(tmp_path: Path) -> No
         "missing_images": "drop",
         "num_decoded": 0,
     }
-    fingerprints = prepare("coco", tmp_path, **options).manifest["fingerprints"]
+    index = prepare("coco", tmp_path, **options)
+    assert set(index.splits.tolist()) == {"train"} and len(index.manifest["missing_images"]) == 6393
+    fingerprints = index.manifest["fingerprints"]
     assert fingerprints["48_17_zsl"]["matches"] is True and fingerprints["48_17_gzsl"]["matches"] is True
+    assert [fingerprints[f"48_17_{task}"]["num_listed_images"] for task in ("zsl", "gzsl")] == [2729, 6392]
     for image in (1000, 1600, 1601, 1602, 1603):  # of the unseen words one has two, the others one: 1.2074 as before
         del images[image]
     (tmp_path / "list.json").write_text(json.dumps(instances(images, "val", "2014")))
     fingerprints = prepare("coco", tmp_path, **options).manifest["fingerprints"]
     assert not fingerprints["48_17_zsl"]["matches"] and not fingerprints["48_17_gzsl"]["matches"]
-    assert (fingerprints["48_17_zsl"]["num_images"], fingerprints["48_17_zsl"]["labels_per_image"]) == (2724, 1.2074)
+    zsl_list = fingerprints["48_17_zsl"]
+    assert (zsl_list["num_listed_images"], zsl_list["labels_per_image"]) == (2724, 1.2074)
 
 
 # -------------------------------------------------------------------------------------------------------------- layout
@@ -380,6 +385,59 @@ def test_the_photos_of_one_year_serve_the_files_of_the_other(tmp_path: Path) -> 
             name = file_name(image, split, "2014")
             (root / f"{split}2017" / name).rename(root / f"{split}2017" / name[-16:])
     assert prepare("coco", root, check_counts=False).paths[0].as_py() == "train2017/000000000009.jpg"
+
+
+def write_own_set(root: Path, names: dict[str, list[str]], photos: dict[str, str]) -> Path:
+    """A set of your own: split -> file names of its instance file, and path -> colour of the photos."""
+    (root / "annotations").mkdir(parents=True)
+    for number, (split, files) in enumerate(names.items()):
+        ids = range(100 * number, 100 * number + len(files))
+        content = instances({i: [("cat", 50.0, 0)] for i in ids}, split, "2014")
+        for entry, file in zip(content["images"], files, strict=True):
+            entry["file_name"] = file
+        (root / "annotations" / f"instances_{split}2014.json").write_text(json.dumps(content))
+    for path, colour in photos.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), colour).save(root / path)
+    return root
+
+
+@pytest.mark.parametrize("under", ["", "images/"])
+@pytest.mark.parametrize("file", ["0001.jpg", "cam/0001.jpg", "000000000001.jpg", "cam/IMG_20140101120000.jpg"])
+def test_a_name_of_both_splits_is_the_photo_of_its_own(under: str, file: str, tmp_path: Path) -> None:
+    photos = {f"{under}{split}2014/{file}": colour for split, colour in (("train", "red"), ("val", "blue"))}
+    photos["cam/0002.jpg"] = "green"
+    root = write_own_set(tmp_path, {"train": [file, "cam/0002.jpg"], "val": [file]}, photos)
+    index = prepare("coco", root, check_counts=False)
+    assert index.paths.to_pylist() == [f"{under}train2014/{file}", "cam/0002.jpg", f"{under}val2014/{file}"]
+    assert index.dataset("train")[0]["image"].getpixel((0, 0))[0] > 200
+    assert index.dataset("test")[0]["image"].getpixel((0, 0))[2] > 200
+
+
+@pytest.mark.parametrize("file", ["0001.jpg", "cam/0001.jpg", "000000000001.jpg"])
+def test_a_missing_photo_is_not_replaced_by_another_of_that_name(file: str, tmp_path: Path) -> None:
+    photos = {f"val2014/{file}": "blue", "train2014/0003.jpg": "red", "train2014/other/0001.jpg": "red"}
+    root = write_own_set(tmp_path, {"train": [file, "0003.jpg"], "val": [file]}, photos)
+    with pytest.raises(ValueError, match=rf"1 of 3 images are not in .*, for instance train2014/{file}; complete"):
+        prepare("coco", root, check_counts=False)
+
+
+def test_only_names_of_coco_itself_are_found_by_their_digits(tmp_path: Path) -> None:
+    listed = ["cam_a_201401011200.jpg", "COCO_train2014_000000000030.jpg", "12000000000030.jpg"]
+    photos = {
+        "train2014/cam_b_201401011200.jpg": "red",
+        "val2017/000000000030.jpg": "red",
+        "val2014/0003.jpg": "blue",
+        "val2014/COCO_val2014_000000000031.jpg": "blue",
+    }
+    root = write_own_set(tmp_path, {"train": listed, "val": ["0003.jpg", "000000000031.jpg"]}, photos)
+    index = prepare("coco", root, missing_images="drop", check_counts=False)
+    assert index.manifest["missing_images"] == ["train2014/cam_a_201401011200.jpg", "train2014/12000000000030.jpg"]
+    assert index.paths.to_pylist() == [
+        "val2017/000000000030.jpg",
+        "val2014/0003.jpg",
+        "val2014/COCO_val2014_000000000031.jpg",
+    ]
 
 
 def test_the_index_survives_saving(root: Path, tmp_path: Path) -> None:
@@ -480,6 +538,30 @@ def test_a_file_of_something_else(content: str, root: Path) -> None:
     lists = r"images and categories and annotations" if "{" not in content else r"images and annotations"
     with pytest.raises(ValueError, match=rf"lists images, annotations and categories, it lacks {lists}; take an inst"):
         prepare("coco", root, check_counts=False)
+
+
+@pytest.mark.parametrize("area", [-1.0, -120057.1, float("inf"), pytest.param(10**400, id="huge")])
+def test_an_object_of_no_size_is_no_silent_absence(area: float, root: Path) -> None:
+    path = root / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"][3]["area"] = area
+    path.write_text(json.dumps(content))
+    finite = abs(area) < 1e300
+    message = (
+        "must have areas of at least 0 pixels, 1 annotations have a negative one such as that of id 899997; correct"
+    )
+    with pytest.raises(ValueError) as error:
+        prepare("coco", root, check_counts=False)
+    assert (message if finite else "entry of annotations, 1 lack one or have another type") in str(error.value)
+
+
+def test_lists_in_lists_without_end(root: Path) -> None:
+    (root / "annotations" / "instances_val2014.json").write_text('{"images": ' + "[" * 200_000)
+    (root / "train2014" / file_name(25, "train", "2014")).unlink()
+    with pytest.raises(ValueError) as error:
+        prepare("coco", root, check_counts=False)
+    assert "instances_val2014.json must be JSON, it is damaged: maximum recursion depth" in str(error.value)
+    assert "1 of 5 images are not in" in str(error.value)
 
 
 def test_damaged_lists_of_categories_and_images(root: Path) -> None:

@@ -191,6 +191,13 @@ def test_an_index_of_which_no_image_is_there_is_refused_whatever_the_policy(tmp_
     assert len(problems) == 1 and "7 of 7 images are not in" in problems[0] and "missing_images" not in problems[0]
 
 
+def test_images_that_share_a_file_are_counted(root):
+    index = make(root)
+    index.paths = index.paths.take([0, 1, 2, 3, 4, 5, 0])
+    assert index.without_missing_images("error", []).manifest["counts"] == {"images_that_share_a_file": 1}
+    assert "counts" not in make(root).without_missing_images("error", []).manifest
+
+
 def test_a_sample_is_decoded(root):
     assert make(root).decode_sample(7) == []
     (root / "test" / "005.png").write_bytes(b"\x89PNG no picture")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from zsmld.datasets import build_dataset, dense_targets, prepare
 from zsmld.datasets.index import Index
-from zsmld.datasets.nus_wide import digits, read_nus_wide
+from zsmld.datasets.nus_wide import digits, official, read_nus_wide
 from zsmld.datasets.partition import read_partition
 from zsmld.resources import resource_path
 
@@ -340,6 +340,38 @@ class TestDamage:
             sum("must name each image once, it repeats 1 such as actor/0001_2124494179.jpg" in p for p in problems) == 1
         )
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "NUS_WID_Tags/TagList1k.txt",
+            "NUS_WID_Tags/AllTags1k.txt",
+            "ConceptsList/Concepts81.txt",
+            "ImageList/TrainImagelist.txt",
+            "Groundtruth/AllLabels/Labels_clouds.txt",
+        ],
+    )
+    def test_a_folder_in_place_of_a_file_is_one_problem_of_all(self, name, root):
+        (root / name).unlink()
+        (root / name).mkdir()
+        lines(root / "ImageList/TestImagelist.txt", ["moon\\0001_1.jpg"])
+        if "clouds" not in name:
+            lines(root / "Groundtruth/AllLabels/Labels_clouds.txt", [0] * 5)
+        problems = read(root, check_labels=False)[1]
+        assert sum(f"{root / name} must be a readable file, it is not: Is a directory" in p for p in problems) == 1
+        assert any("must name images of Imagelist.txt, 1 of its 1 are not" in problem for problem in problems)
+        if "clouds" not in name and "Concepts81" not in name and "Train" not in name:
+            assert any("Labels_clouds.txt must have a line for each of the 6 images" in problem for problem in problems)
+
+    def test_a_folder_in_place_of_the_list_of_images(self, root):
+        for name in ("ImageList/Imagelist.txt", "NUS_WID_Tags/TagList1k.txt"):
+            (root / name).unlink()
+            (root / name).mkdir()
+        index, problems = read(root)
+        assert index is None and [problem.split(" must be ")[0] for problem in problems] == [
+            str(root / "ImageList/Imagelist.txt"),
+            str(root / "NUS_WID_Tags/TagList1k.txt"),
+        ]
+
     def test_a_word_listed_twice(self, root):
         lines(root / "ConceptsList/Concepts81.txt", [*CONCEPTS, "elk"])
         assert any("Concepts81.txt must name each word once, it repeats ['elk']" in p for p in read(root)[1])
@@ -413,6 +445,13 @@ class TestTrainTestLabels:
         assert "has not in 3 places: Labels_clouds_Test.txt (1 of 2 lines), " in problem
         assert "Labels_computer_Train.txt line 3: yes, Labels_elk_Test.txt (0 of 2 lines);" in problem
 
+    def test_a_folder_in_place_of_a_file(self, root):
+        file = root / "Groundtruth/TrainTestLabels/Labels_elk_Test.txt"
+        file.unlink()
+        file.mkdir()
+        (problem,) = read(root)[1]
+        assert "has not in 1 places: Labels_elk_Test.txt (Is a directory);" in problem
+
     def test_they_are_optional(self, root):
         for file in (root / "Groundtruth/TrainTestLabels").iterdir():
             file.unlink()
@@ -479,6 +518,40 @@ class TestBiam:
         (root / "test_img_names.pkl").write_bytes(content)
         _, problems = read(root)
         assert any('must be a pickle of {"img_names": [texts]}, got ' in problem for problem in problems)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"\x80\x04X\x01\x00\x00\x00ar\xff\xff\xff\x7f.",  # keep this text as entry 2,147,483,647
+            b"\x80\x04\x8d" + b"\xff" * 8 + b".",  # a text of 2**64 − 1 bytes
+            b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.",  # a frame of as many
+            b"\x80\x04}](K\x01\x85e.",  # a list as a key
+            b"\x80\x04](]K\x01s.",
+        ],
+    )
+    def test_a_damaged_pickle_is_a_problem_of_its_file(self, content, root):
+        (root / "test_img_names.pkl").write_bytes(content)
+        _, problems = read(root)
+        assert any(f"{root / 'test_img_names.pkl'} must be a pickle of " in problem for problem in problems), problems
+
+    @given(data=st.data())
+    def test_any_damage_of_a_pickle(self, data, tmp_path_factory):
+        content = bytearray(pickle.dumps({"img_names": [name.replace("/", "_") for name in NAMES]}))
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        file = tmp_path_factory.mktemp("pickle") / "test_img_names.pkl"
+        file.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+        problems: list[str] = []
+        names = official._pickled_names(file, problems)
+        assert all(isinstance(name, str) for name in names)
+        assert (names == []) <= (len(problems) == 1) and all(str(file) in problem for problem in problems)
+
+    def test_the_training_list_alone_is_no_layout(self, root):
+        """A full official download with BiAM's training list beside it is still official, unless one says so."""
+        self.pickled(root / "img_names.pkl", [NAMES[0].replace("/", "_")])
+        index, problems = read(root)
+        assert problems == [] and index.manifest["layout"] == "official" and as_dict(index) == oracle(root)
+        assert "must have test_img_names.pkl for layout=biam" in read(root, layout="biam")[1][0]
 
     def test_a_pickle_runs_no_program(self, root):
         class Attack:
@@ -550,6 +623,26 @@ class TestMlDecoder:
         index, problems = read(write_ml_decoder(tmp_path, content=content))
         assert problems == [] and index.words == ("nature", "blue", "elk")
         assert index.manifest["words_on_neither_side"] == ["clouds"]
+
+    def test_blanks_around_the_words_of_the_json(self, tmp_path):
+        content = {"test class": [" clouds ", "elk\n", "computer", "clouds"], "train class": [" blue", "nature "]}
+        index, problems = read(write_ml_decoder(tmp_path, content=content))
+        assert problems == [] and index.words == ("nature", "blue", "clouds", "elk", "computer")
+        assert index.targets.toarray().tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0] * 5]
+
+    @pytest.mark.parametrize("key", ["test class", "train class"])
+    @pytest.mark.parametrize("words", [None, "elk", 3, [1], [["elk"]], ["elk", " "], {"elk": 1}])
+    def test_words_that_are_no_list_are_one_problem_of_all(self, key, words, tmp_path):
+        content = {"test class": ["elk"], "train class": ["blue"]} | {key: words}
+        _, problems = read(write_ml_decoder(tmp_path, CSV.replace(",val", ",dev"), content))
+        assert sum(f'benchmark_81_v0.json must be {{"{key}": [words]}}, it has no such' in p for p in problems) == 1
+        assert any("must divide its images into train and val, got ['dev'] besides" in problem for problem in problems)
+
+    @pytest.mark.parametrize("name", ["data.csv", "benchmark_81_v0.json"])
+    def test_a_folder_in_place_of_a_file(self, name, tmp_path):
+        (write_ml_decoder(tmp_path) / name).unlink()
+        (tmp_path / name).mkdir()
+        assert any(name in problem and "Is a directory" in problem for problem in read(tmp_path)[1])
 
     @pytest.mark.parametrize(
         ("csv", "content", "text"),

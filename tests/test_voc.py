@@ -269,6 +269,56 @@ def test_everything_wrong_is_in_one_message(root: Path) -> None:
     assert str(error.value).count("\n  - ") == 7
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '<?xml version="1.0" encoding="foo"?>\n<annotation/>',
+            "1 cannot be read, for instance 000005 (unknown encoding",
+        ),
+        ("<html><object><name>car</name></object></html>", "1 are no <annotation>, for instance 000005 (<html>)"),
+        ("<annotation><object/></annotation>", "1 have an object of another class, for instance 000005 ('')"),
+        (None, "1 cannot be read, for instance 000005 (Is a directory)"),
+    ],
+)
+def test_one_damaged_file_is_one_problem_of_all(content: str | None, message: str, root: Path) -> None:
+    path = root / "VOC2007" / "Annotations" / "000005.xml"
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    (root / "VOC2007" / "JPEGImages" / "000023.jpg").unlink()
+    with pytest.raises(ValueError) as error:
+        prepare("voc", root, check_counts=False)
+    assert message in str(error.value) and "1 of 7 images are not in" in str(error.value)
+    assert str(error.value).count("\n  - ") == 2
+
+
+@pytest.mark.parametrize(
+    ("difficult", "value"),
+    [("0", 1), ("1", -1), (" 1\n", -1), ("", 1), ("Unspecified", 1), ("2", None), ("-1", None), ("true", None)],
+)
+def test_what_difficult_may_say(difficult: str, value: int | None, root: Path) -> None:
+    path = root / "VOC2007" / "Annotations" / "000012.xml"
+    path.write_text(path.read_text().replace("<difficult>0<", f"<difficult>{difficult}<"))
+    if value is None:
+        with pytest.raises(ValueError, match=rf"1 have <difficult> other than 0 and 1, .* 000012 \('{difficult}'\)"):
+            prepare("voc", root, check_counts=False, class_files="ignore")
+    else:
+        index = prepare("voc", root, check_counts=False, class_files="ignore")
+        row = index.ids.to_pylist().index("000012")
+        assert index.targets.toarray()[row].tolist() == [value if kind == "car" else 0 for kind in CLASSES]
+
+
+def test_lists_with_a_byte_order_mark(root: Path) -> None:
+    for path in (root / "VOC2007" / "ImageSets" / "Main").glob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    index = prepare("voc", root, check_counts=False)
+    assert index.ids.to_pylist() == [*(VAL | TRAIN), *TEST]
+    assert index.manifest["counts"]["class_files_compared"] == 40
+
+
 def test_lists_must_not_overlap(root: Path) -> None:
     path = root / "VOC2007" / "ImageSets" / "Main" / "test.txt"
     path.write_text("000001\n000001\n000012\n")

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
+from zsmld.datasets.coco_photos import photo_paths
 from zsmld.datasets.index import Index, Partition, refuse
 from zsmld.datasets.partition import read_partition
 from zsmld.resources import resource_path
@@ -58,8 +58,9 @@ def read_coco(
         train2014/COCO_train2014_000000000009.jpg                        (train2017/000000000009.jpg)
         val2014/COCO_val2014_000000000042.jpg                            (val2017/000000000139.jpg)
 
-    The two years divide the same photos differently, so the photos of one serve the files of the other: they are
-    found by their twelve digits where the file's own name is not there.
+    A photo is <its split's folder>/<file_name>, in that folder or in `images/`; where that is missing, `file_name` in
+    another of these folders or in `root`. The two years divide the same photos differently, so the photos of one serve
+    the files of the other: names of COCO itself are found by their twelve digits as well.
 
     Splits: train = train<year>, test = val<year>, as published figures have it. Images without an object are there
     too. Ids are COCO's numbers without zeros in front; words stand in the order of category ids. Partitions: "80"
@@ -77,9 +78,10 @@ def read_coco(
         min_area: objects below this area, in pixels, do not count either.
         test_instances: an instance file that replaces the test list, such as other projects' 48/17 lists; also found
             in `root` and `root/annotations`. Its images leave the training images; words whose category the file
-            does not have are unknown (−1) in its images. `manifest["fingerprints"]` says how many images have an
-            unseen word (zsl) or any word (gzsl) of 48/17, labels per such image, and whether both equal the
-            literature's.
+            does not have are unknown (−1) in its images. `manifest["fingerprints"]` says how many images of this list
+            have an unseen word (zsl) or any word (gzsl) of 48/17, labels per such image, and whether both equal the
+            literature's. They are those of the list, whether or not its photos are on disk: with
+            missing_images="drop" fewer images may be used.
         check_counts: images, annotations and names must be the official ones; False for a subset.
 
     Returns:
@@ -131,11 +133,6 @@ def read_coco(
         )
         parts["test"] = parts["test"].of_images(~np.isin(parts["test"].ids, both))
 
-    photos = _photos(root, year)
-    paths: list[str] = []
-    for name, part in parts.items():
-        folder = f"{'train' if name == 'train' else 'val'}{year}"
-        paths += [photos.get(n) or photos.get(_digits(n)) or f"{folder}/{n}" for n in part.file_names]
     by_split = {name: _targets(part, words, part.shown(crowd, sizes, min_area)) for name, part in parts.items()}
     partitions: dict[str, Partition] = {str(len(words)): {"seen": list(words), "unseen": []}}
     for name in ("48_17", "65_15"):
@@ -156,7 +153,7 @@ def read_coco(
         words=words,
         partitions=partitions,
         ids=[str(i) for part in parts.values() for i in part.ids.tolist()],
-        paths=paths,
+        paths=photo_paths(root, year, {name: part.file_names for name, part in parts.items()}),
         splits=np.repeat(list(parts), [len(part.ids) for part in parts.values()]),
         targets=vstack(list(by_split.values()), format="csr", dtype=np.int8),
         manifest=manifest,
@@ -268,7 +265,7 @@ def _load(path: Path | None, problems: list[str]) -> _Instances | None:
 
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_outline)
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: lists in lists without end
         problems.append(f"{path} must be JSON, it is damaged: {error}; unpack or download it again")
         return None
     lists = content if isinstance(content, dict) else {}
@@ -311,6 +308,12 @@ def _load(path: Path | None, problems: list[str]) -> _Instances | None:
                 f"{path} must have the {what} of each annotation, {len(unknown):,} annotations are of an unknown "
                 f"{what} such as {unknown.iloc[0]:.0f}; download the file again"
             )
+    if num_negative := int((annotations["area"] < 0).sum()):
+        example = annotations["id"][annotations["area"] < 0].iloc[0]
+        problems.append(
+            f"{path} must have areas of at least 0 pixels, {num_negative:,} annotations have a negative one such as "
+            f"that of id {example:.0f}; correct them, they are neither small, medium nor large"
+        )
     known = (rows >= 0) & (labels >= 0)
     return _Instances(
         path=path,
@@ -338,7 +341,9 @@ def _table(content: dict[str, Any], key: str, path: Path, problems: list[str]) -
         if column in _TEXT:
             columns[column] = pd.Series([v if isinstance(v, str) and v else None for v in values], dtype=object)
         else:
-            numbers = pd.Series([v if type(v) in (int, float, bool) else None for v in values], dtype=np.float64)
+            # Neither infinite nor an integer beyond what a float holds; NaN fails the comparison too.
+            fit = (v if isinstance(v, int | float) and abs(v) < 1e300 else None for v in values)
+            numbers = pd.Series(list(fit), dtype=np.float64)
             if column.endswith("id"):
                 numbers = numbers.where((numbers % 1 == 0) & (numbers.abs() < 2**53))
             columns[column] = numbers
@@ -366,26 +371,6 @@ def _check_counts(instances: _Instances | None, official: tuple[int, int], probl
             )
 
 
-def _photos(root: Path, year: int) -> dict[str, str]:
-    """Path of each photo by its file name and by its twelve digits; folders of the year come first."""
-    years = (year, 2017 if year == 2014 else 2014)
-    folders = [f"{split}{y}" for y in years for split in ("val", "train")]
-    found: dict[str, str] = {}
-    for folder in (*folders, *(f"images/{name}" for name in folders), "images", ""):
-        where = root / folder
-        for name in sorted(os.listdir(where)) if where.is_dir() else ():
-            path = f"{folder}/{name}" if folder else name
-            found.setdefault(name, path)
-            found.setdefault(_digits(name), path)
-    return found
-
-
-def _digits(file_name: str) -> str:
-    """The part of a photo's name that is the same in both years, "000000000009.jpg", else the whole name."""
-    name = file_name.rpartition("/")[2]
-    return name[-16:] if name[-16:-4].isdigit() else name
-
-
 def _targets(instances: _Instances, words: tuple[str, ...], shown: np.ndarray) -> csr_matrix:
     """(M,N) CSR of int8: 1 where an annotation shows the word, −1 where the file has no such category."""
     column_of = {word: column for column, word in enumerate(words)}
@@ -401,7 +386,7 @@ def _targets(instances: _Instances, words: tuple[str, ...], shown: np.ndarray) -
 
 
 def _fingerprints(targets: csr_matrix, words: tuple[str, ...], partition: Partition) -> dict[str, dict[str, Any]]:
-    """Images with a word and labels per such image, for the unseen words and for all words of 48/17."""
+    """Listed images with a word and labels per such image, for the unseen words and for all words of 48/17."""
     fingerprints: dict[str, dict[str, Any]] = {}
     for name, (num_images, labels_per_image) in _LITERATURE.items():
         chosen = [*partition["unseen"], *(partition["seen"] if name.endswith("gzsl") else [])]
@@ -409,7 +394,7 @@ def _fingerprints(targets: csr_matrix, words: tuple[str, ...], partition: Partit
         num_labelled = int((labels > 0).sum())
         per_image = float(labels.sum() / max(num_labelled, 1))
         fingerprints[name] = {
-            "num_images": num_labelled,
+            "num_listed_images": num_labelled,
             "labels_per_image": round(per_image, 4),
             "literature": {"num_images": num_images, "labels_per_image": labels_per_image},
             "matches": num_labelled == num_images and round(per_image, 4) == labels_per_image,

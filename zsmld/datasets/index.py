@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix
 
@@ -274,6 +275,8 @@ class Index:
     def without_missing_images(self, missing_images: MissingImages, problems: list[str]) -> "Index":
         """The index of the images that are on disk; the others are a problem, or counted and listed in the manifest."""
         problems += repeated_ids(self.ids)
+        if shared := len(self) - pc.count_distinct(self.paths).as_py():  # NUS-WIDE has six such photos
+            self.manifest["counts"] = self.manifest.get("counts", {}) | {"images_that_share_a_file": shared}
         found = on_disk(self.root, self.paths)
         missing = self.paths.filter(pa.array(~found)).to_pylist()
         by_split = {split: int((~found[self.splits == split]).sum()) for split in sorted(set(self.splits.tolist()))}

@@ -23,6 +23,7 @@ _ARCHIVES = {
     (2007, "trainval"): "VOCtrainval_06-Nov-2007.tar",
     (2012, "trainval"): "VOCtrainval_11-May-2012.tar",
 }
+_DIFFICULT = {"1": True, "0": False, "": False, "Unspecified": False}  # nobody was asked: not difficult
 _NUM_EXAMPLES = 3  # of images in a message
 
 
@@ -54,7 +55,8 @@ def read_voc(
         problems: receives everything that is wrong with it.
         year: 2007, the only one whose test labels are public, or 2012.
         difficult: what a class is in an image where each of its objects is marked difficult. "unknown" (−1): left out
-            of loss and AP, as the challenge ignores such pairs; "drop": absent; "keep": present.
+            of loss and AP, as the challenge ignores such pairs; "drop": absent; "keep": present. An object is difficult
+            if its <difficult> is 1, and not if that is 0, "Unspecified", empty or left out; all else is a problem.
         train_set: "trainval" is all training data, "train" leaves the official val to split="val".
         test_set: "test" (2007), or the official "val" (with train_set="train"), or "none".
         class_files: "check" compares the labels with the <class>_<set>.txt files that are there.
@@ -184,7 +186,11 @@ def _read_set(devkit: Path, year: int, image_set: str, check_counts: bool, probl
         instead = " (or pass test_set=none)" if image_set == "test" else ""
         problems.append(f"{path} must be there, not found; unpack {archive} beside it{instead}")
         return []
-    names = path.read_text(encoding="utf-8", errors="replace").split()
+    try:
+        names = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    except OSError as error:
+        problems.append(f"{path} must be a readable file, it is not: {error.strerror}; unpack it again")
+        return []
     expected = _OFFICIAL[year][image_set]
     if check_counts and len(names) != expected:
         problems.append(
@@ -227,21 +233,28 @@ def _read_annotations(
         if f"{name}.xml" not in present:
             damaged.setdefault("are missing", []).append(name)
             continue
-        content = (folder / f"{name}.xml").read_bytes()
-        if b"<!DOCTYPE" in content:  # official files have none, and entities could expand without end
-            damaged.setdefault("declare a document type", []).append(name)
-            continue
         try:
-            objects = ElementTree.fromstring(content).findall("object")
-            for element in objects:  # <name> of the object itself: body parts have names too
-                label = label_of[(element.findtext("name") or "").strip()]
-                is_difficult = (element.findtext("difficult") or "0").strip() not in ("0", "")
+            content = (folder / f"{name}.xml").read_bytes()
+            if b"<!DOCTYPE" in content:  # official files have none, and entities could expand without end
+                damaged.setdefault("declare a document type", []).append(name)
+                continue
+            annotation = ElementTree.fromstring(content)
+        except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
+            damaged.setdefault("cannot be read", []).append(f"{name} ({getattr(error, 'strerror', None) or error})")
+            continue
+        if annotation.tag != "annotation":
+            damaged.setdefault("are no <annotation>", []).append(f"{name} (<{annotation.tag}>)")
+            continue
+        for element in annotation.findall("object"):  # <name> of the object itself: body parts have names too
+            kind, difficult = ((element.findtext(tag) or "").strip() for tag in ("name", "difficult"))
+            if kind not in label_of:
+                damaged.setdefault("have an object of another class", []).append(f"{name} ({kind!r})")
+            elif difficult not in _DIFFICULT:
+                damaged.setdefault("have <difficult> other than 0 and 1", []).append(f"{name} ({difficult!r})")
+            else:
+                label, is_difficult = label_of[kind], _DIFFICULT[difficult]
                 counts.update(("objects", "difficult") if is_difficult else ("objects",))
                 values[row, label] = max(values[row, label], 0 if is_difficult else 1)
-        except (ElementTree.ParseError, ValueError) as error:
-            damaged.setdefault("cannot be read", []).append(f"{name} ({error})")
-        except KeyError as error:
-            damaged.setdefault("have an object of another class", []).append(f"{name} ({error})")
     return values, counts
 
 
@@ -255,7 +268,11 @@ def _compare_class_files(
         if not path.is_file():
             continue
         num_files += 1
-        fields = path.read_text(encoding="utf-8", errors="replace").split()
+        try:
+            fields = path.read_text(encoding="utf-8-sig", errors="replace").split()
+        except OSError as error:
+            problems.append(f"{path} must be a readable file, it is not: {error.strerror}; unpack it again")
+            continue
         listed = pd.to_numeric(pd.Series(fields[1::2], index=fields[: 2 * (len(fields) // 2) : 2]), errors="coerce")
         if len(fields) % 2 or not listed.isin((1, 0, -1)).all() or listed.index.has_duplicates:
             problems.append(f"{path} must have lines of an image and 1, -1 or 0, each image once; unpack it again")

@@ -54,13 +54,14 @@ def read_nus_wide(
     script. Partition "81" is left out if no training image has a concept.
 
     Image ids are the file names of the official list without ending, 0001_2124494179, with the class in front where
-    two are alike; for ml_decoder those of the csv. Six Flickr ids stand in the official list twice, some of them with
-    different labels: both rows are kept.
+    two are alike; for ml_decoder those of the csv. Six Flickr ids stand in the official list twice, not always with
+    the same entries: both rows are kept.
 
     Args:
         root: folder of the download.
         problems: receives everything that is wrong with it.
-        layout: of the lists; "auto" takes the one that is there.
+        layout: of the lists; "auto" takes the one that is there: ml_decoder if there is a `data.csv`, biam if there is
+            a `test_img_names.pkl`, else official, also beside an `img_names.pkl`.
         images: folder of the images, if they are not in `root`.
         check_labels: TrainTestLabels, if there, must agree with AllLabels, image by image. One damaged value of the
             official archive, line 78,372 of Labels_lake_Train.txt, is known and only noted.
@@ -98,7 +99,7 @@ def read_nus_wide(
         )
         return None
     if layout == "auto":
-        layout = "ml_decoder" if table is not None else "biam" if pickled else "official"
+        layout = "ml_decoder" if table is not None else "biam" if "test" in pickled else "official"
     if layout == "ml_decoder":
         return read_csv(root, folder, problems, check_counts)
     if layout == "biam" and "test" not in pickled:

@@ -16,7 +16,12 @@ def read_ones(path: Path, width: int, problems: list[str]) -> tuple[np.ndarray, 
     """
     rows, columns, num_lines = [], [], 0
     rest, more = b"", True
-    with path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        problems.append(unreadable(path, error))
+        return None
+    with opened as file:
         while more:
             block = file.read(_BLOCK)
             more = len(block) > 0
@@ -39,6 +44,11 @@ def read_ones(path: Path, width: int, problems: list[str]) -> tuple[np.ndarray, 
     if not rows:
         return np.empty(0, np.int32), np.empty(0, np.int16), 0
     return np.concatenate(rows), np.concatenate(columns), num_lines
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """The problem that a file is a folder, is not ours to read, or sits on a broken disk."""
+    return f"{path} must be a readable file, it is not: {error.strerror or error}; unpack or download it again"
 
 
 def _first_wrong_line(path: Path, text: bytes, width: int, before: int) -> str:

@@ -39,7 +39,7 @@ def read_csv(root: Path, image_root: Path, problems: list[str], check_counts: bo
         return None
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except ValueError as error:  # pandas' own kinds are ValueErrors
+    except (OSError, ValueError) as error:  # pandas' own kinds are ValueErrors
         problems.append(f"{file} must be a csv, it cannot be read: {error}; download it again")
         return None
     if frame.shape[1] != 3 or frame.empty:
@@ -133,15 +133,19 @@ def _sides(found: list[str], file: Path | None, problems: list[str]) -> tuple[li
     """Seen words, unseen words, and those of the csv on neither side."""
     try:
         content = {} if file is None else json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: lists in lists without end
         problems.append(f"{file} must be JSON, it is damaged: {error}; download it again")
         content = {}
-    unseen = content.get("test class") if isinstance(content, dict) else None
-    if file is not None and not (isinstance(unseen, list) and all(isinstance(word, str) for word in unseen)):
-        problems.append(f'{file} must be {{"test class": [words]}}, it has no such list; download it again')
-    unseen = list(dict.fromkeys(unseen)) if isinstance(unseen, list) else []
+    sides: dict[str, list[str]] = {}
+    for key, needed in (("test class", True), ("train class", False)):
+        words = content.get(key) if isinstance(content, dict) else None
+        if isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words):
+            sides[key] = list(dict.fromkeys(word.strip() for word in words))
+        elif file is not None and (needed or (isinstance(content, dict) and key in content)):
+            problems.append(f'{file} must be {{"{key}": [words]}}, it has no such list; download it again')
+    unseen = sides.get("test class", [])
     others = sorted(set(found) - set(unseen) - {""})
-    trained = set(content.get("train class", others)) if isinstance(content, dict) else set(others)
+    trained = set(sides.get("train class", others))
     seen, neither = [w for w in others if w in trained], [w for w in others if w not in trained]
     official, _ = read_partition(resource_path("data", "nus_wide", "partition.json"))
     if set(seen) <= set(official):

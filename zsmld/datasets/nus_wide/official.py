@@ -1,6 +1,8 @@
 """The official lists of NUS-WIDE: tags, concepts, ground truth and splits, and BiAM's choice of their images."""
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 
 from zsmld.datasets.index import Index
-from zsmld.datasets.nus_wide.digits import read_column, read_ones
+from zsmld.datasets.nus_wide.digits import read_column, read_ones, unreadable
 from zsmld.datasets.nus_wide.places import image_paths, locate
 from zsmld.datasets.partition import read_partition
 from zsmld.resources import resource_path
@@ -57,14 +59,16 @@ def read_lists(
     tag_list, tag_table, concept_list, label_folder, image_list, train_list, test_list = files.values()
     if tag_list is None or concept_list is None or image_list is None:
         return None
-    names = _image_names(read_lines(image_list))
+    num_problems = len(problems)
+    names = _image_names(read_lines(image_list, problems))
     tags, concepts = _distinct(tag_list, problems), _distinct(concept_list, problems)
     seen = [tag for tag in tags if tag not in set(concepts)]
-    if not (seen and concepts and names):
+    if not (seen and concepts and names) and len(problems) == num_problems:
         problems.append(
             f"{root} must list tags that are no concepts, concepts and images, got {len(seen)}, {len(concepts)} and "
             f"{len(names)}; unpack the archives again"
         )
+    if not names:
         return None
 
     lists = {split: file for split, file in (("train", train_list), ("test", test_list)) if file is not None} | chosen
@@ -75,7 +79,10 @@ def read_lists(
         problems.append(f"{root} must have lists of training or test images, it has no image of either; unpack them")
         return None
     truth = _read_concepts(label_folder, len(names), concepts, problems)
-    targets = _join(_read_tags(tag_table, len(names), tags, seen, problems), truth, len(seen))[kept]
+    user_tags = _read_tags(tag_table if tags else None, len(names), tags, seen, problems)
+    if not (seen and concepts):  # whose absence is a problem already, and the other files are looked at
+        return None
+    targets = _join(user_tags, truth, len(seen))[kept]
     compared: Any = "not compared"
     train_test = locate(root, "Groundtruth/TrainTestLabels", "TrainTestLabels")
     if check_labels and not chosen and train_test is not None and label_folder is not None:
@@ -124,9 +131,13 @@ def read_lists(
 # ----------------------------------------------------------------------------------------------------- words and rows
 
 
-def read_lines(file: Path) -> list[str]:
-    """Lines of a text file without blanks around them, empty ones left out."""
-    text = file.read_bytes().decode("utf-8-sig", "replace")
+def read_lines(file: Path, problems: list[str]) -> list[str]:
+    """Lines of a text file without blanks around them, empty ones left out; none if it cannot be read, a problem."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig", "replace")
+    except OSError as error:
+        problems.append(unreadable(file, error))
+        return []
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -159,7 +170,7 @@ def labels_per_image(targets: csr_matrix, splits: np.ndarray, num_seen: int) -> 
 
 
 def _distinct(file: Path, problems: list[str]) -> list[str]:
-    words = pd.Series(read_lines(file), dtype=object)
+    words = pd.Series(read_lines(file, problems), dtype=object)
     twice = words[words.duplicated()].tolist()
     if twice:
         problems.append(f"{file} must name each word once, it repeats {twice[:5]}; unpack it again")
@@ -186,7 +197,7 @@ def _rows_of(file: Path, image_list: Path, names: list[str], problems: list[str]
     if file.suffix == ".pkl":
         index, listed = pd.Index(names).str.replace("/", "_"), _pickled_names(file, problems)
     else:
-        index, listed = pd.Index(names), _image_names(read_lines(file))
+        index, listed = pd.Index(names), _image_names(read_lines(file, problems))
     first = np.flatnonzero(~index.duplicated())
     if len(first) < len(index):
         twice = index[index.duplicated()]
@@ -234,12 +245,15 @@ class _PlainUnpickler(pickle.Unpickler):
 def _pickled_names(file: Path, problems: list[str]) -> list[str]:
     """BiAM's {"img_names": ["actor_0001_2124494179.jpg", …]}; a path before the class is cut off after Flickr."""
     try:
-        with file.open("rb") as stream:
-            content = _PlainUnpickler(stream).load()
+        data = file.read_bytes()
+        # A damaged byte may ask for a table of billions of entries, which the unpickler would make.
+        if any("PUT" in code.name and int(place or 0) > len(data) for code, place, _ in pickletools.genops(data)):
+            raise ValueError("it keeps more texts than it has bytes")
+        content = _PlainUnpickler(io.BytesIO(data)).load()
         names = content["img_names"] if isinstance(content, dict) else content
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("it holds something else")
-    except (pickle.UnpicklingError, ValueError, KeyError, EOFError, AttributeError, ImportError, IndexError) as error:
+    except Exception as error:  # there is no kind of error that damaged bytes cannot raise
         problems.append(f'{file} must be a pickle of {{"img_names": [texts]}}, got {error!r}; copy it again')
         return []
     return [name.replace("\\", "/").replace("/", "_").rpartition("Flickr_")[2] for name in names]
@@ -275,10 +289,14 @@ def _read_concepts(folder: Path | None, num_images: int, concepts: list[str], pr
     absent = []
     for label, concept in enumerate(concepts):
         file = folder / f"Labels_{concept}.txt"
-        if not file.is_file():
+        if not file.exists():
             absent.append(file.name)
             continue
-        values, damaged = read_column(file)
+        try:
+            values, damaged = read_column(file)
+        except OSError as error:
+            problems.append(unreadable(file, error))
+            continue
         if damaged:
             line = next(iter(damaged))
             problems.append(
@@ -319,7 +337,11 @@ def _compare(
     for label, concept in enumerate(concepts):
         for split, found in rows.items():
             file = folder / f"Labels_{concept}_{split.title()}.txt"
-            values, damaged = read_column(file) if file.is_file() else (np.empty(0, np.int8), {})
+            try:
+                values, damaged = read_column(file) if file.exists() else (np.empty(0, np.int8), {})
+            except OSError as error:
+                amiss.append(f"{file.name} ({error.strerror or error})")
+                continue
             if len(values) != len(found):
                 amiss.append(f"{file.name} ({len(values):,} of {len(found):,} lines)")
                 continue
