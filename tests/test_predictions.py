@@ -158,7 +158,11 @@ def test_a_bare_array_is_read_in_the_order_of_the_protocols_word_list(columns, w
     figures = report.protocols["zsl"]
     assert list(figures["words"])[:3] == ["airplane", "bus", "cat"] and figures["num_words"] == 17
     assert figures["words"]["airplane"]["num_positives"] == targets[:, 0 if words == "unseen" else 48].sum()
-    assert report.dataset["aligned_by"] == {"images": "position", "words": "position"}
+    assert report.dataset["aligned_by"] == {
+        "images": "position",
+        "words": "position",
+        "order_of_words": "airplane first, scissors last" if words == "unseen" else "person first, scissors last",
+    }
     with pytest.raises(ValueError, match=r"must have a column for each of the 65 words of protocol coco_gzsl_48_17"):
         Evaluator("coco_gzsl_48_17").evaluate_predictions(Matrix(scores[:, :17]), Matrix(targets[:, :17]), "scores")
 
@@ -186,6 +190,98 @@ def test_what_does_not_fit_is_refused_by_name(protocol, scores, targets, kind, m
         Evaluator(protocol).evaluate_predictions(
             Matrix(scores, IDS, words, "S"), Matrix(targets, IDS, words, "T"), kind
         )
+
+
+@pytest.mark.parametrize("kind", ["scores", "logits"])
+def test_double_precision_is_kept(tmp_path, kind):
+    """Scores of confident logits differ in fp64 alone: in fp32 they would tie."""
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(30, 3, (400, 3))
+    values = 1 / (1 + np.exp(-logits)) if kind == "scores" else 1e9 + logits
+    targets = (rng.random((400, 3)) < 0.1).astype(np.int64)
+    assert len(np.unique(values.astype(np.float32))) < 50 < len(np.unique(values))
+    np.save(tmp_path / "s.npy", values)
+    np.save(tmp_path / "t.npy", targets)
+    scores, truth = read_matrix(tmp_path / "s.npy"), read_matrix(tmp_path / "t.npy")
+    report = Evaluator("supervised").evaluate_predictions(scores, truth, kind, Vocabulary(["a", "b", "c"]))
+    words = report.protocols["supervised"]["words"].values()
+    expected = [average_precision_score(targets[:, j], values[:, j]) for j in range(3)]
+    assert [word["average_precision"] for word in words] == pytest.approx(expected, abs=1e-12)
+    assert report.scores.dtype == np.float64
+    assert report.model["sha256"] == scores.sha256 and len(scores.sha256) == 64
+    assert report.dataset["targets_sha256"] == truth.sha256
+
+
+def test_whole_numbers_and_half_precision_keep_their_order():
+    order = np.array([[2**24 + 1], [2**24]])
+    truth = Matrix(np.array([[1], [0]]), words=("a",))
+    for values in (order, order.astype(np.int32), np.array([[0.5], [0.25]], np.float16)):
+        report = Evaluator("supervised").evaluate_predictions(Matrix(values, words=("a",)), truth, "logits")
+        assert report.protocols["supervised"]["mean_average_precision"] == 1.0
+    with pytest.raises(ValueError, match=r"scores must be at most 2\*\*53 where they are whole numbers"):
+        align(Matrix(order * 2**35, words=("a",)), truth.as_targets())
+
+
+def test_ids_of_a_text_file_are_texts(tmp_path):
+    write(tmp_path / "s.csv", "id,dog\n000139,0.5\n139,0.25\nNA,0.75\n")
+    assert read_matrix(tmp_path / "s.csv").ids == ("000139", "139", "NA")
+    write(tmp_path / "q.csv", 'id,"dog, big","cat, big"\n1,0.5,0.25\n')
+    assert read_matrix(tmp_path / "q.csv").words == ("dog, big", "cat, big")
+
+
+def test_ids_may_be_numbers_bytes_or_tensors(tmp_path):
+    torch.save({"scores": torch.tensor(VALUES), "ids": torch.arange(5)}, tmp_path / "s.pt")
+    assert read_matrix(tmp_path / "s.pt").ids == ("0", "1", "2", "3", "4")
+    np.savez(tmp_path / "s.npz", scores=VALUES, ids=np.array([name.encode() for name in IDS]))
+    assert read_matrix(tmp_path / "s.npz").ids == IDS
+    torch.save({"scores": torch.tensor(VALUES), "ids": 5}, tmp_path / "one.pt")
+    with pytest.raises(ValueError, match=r"one.pt must hold ids as a list of texts or whole numbers, .* got 5"):
+        read_matrix(tmp_path / "one.pt")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_damaged_file_is_named(tmp_path, name):
+    path = tmp_path / name
+    WRITERS[name](path, VALUES, IDS, WORDS)
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:3], b""):
+        path.write_bytes(damaged)
+        try:
+            found = read_matrix(path)
+        except ValueError as error:
+            assert name in str(error)
+        else:  # half a text file is a shorter text file
+            assert name.endswith(("csv", "tsv")) and len(found.values) <= 5
+
+
+def test_python_objects_are_refused_with_what_to_do(tmp_path):
+    torch.save(VALUES, tmp_path / "s.pt")
+    with pytest.raises(
+        ValueError, match=r"(?s)s.pt must be a .pt file with a tensor, .* NumPy arrays; save torch.from"
+    ):
+        read_matrix(tmp_path / "s.pt")
+    np.save(tmp_path / "s.npy", np.array([[None]]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"s.npy must hold numbers, .* it holds Python objects; save array.astype"):
+        read_matrix(tmp_path / "s.npy")
+    frame(VALUES).astype({"dog": "Float64"}).replace(VALUES[0, 0], pd.NA).to_parquet(tmp_path / "n.parquet")
+    with pytest.raises(ValueError, match=r"n.parquet must have a value in each cell, got empty ones in \['dog'\]"):
+        read_matrix(tmp_path / "n.parquet")
+
+
+def test_alignment_copies_the_scores_once():
+    import tracemalloc
+
+    values = np.random.default_rng(0).random((20_000, 100)).astype(np.float32)
+    ids, words = tuple(map(str, range(20_000))), tuple(f"w{j}" for j in range(100))
+    targets = Matrix(np.zeros((20_000, 100), np.int8), ids, words)
+    tracemalloc.start()
+    scores, _ = align(Matrix(values[::-1, ::-1], ids[::-1], words[::-1]), targets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(scores.values, values)
+    assert peak < 1.8 * values.nbytes  # the copy, the names and one chunk
 
 
 # ------------------------------------------------------------------------------------------------- command line

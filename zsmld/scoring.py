@@ -119,7 +119,8 @@ def score_dataset(
     """Logits of every image of a dataset, shared among the processes of `torch.distributed` if there are several.
 
     The batches are those of one process, dealt out in turn, so that the logits are the same to the last bit however
-    many processes there are; no image is dropped and none counts twice. Every process gets the whole result.
+    many processes there are, if each has as many threads (torchrun gives each one: OMP_NUM_THREADS=1). No image is
+    dropped and none counts twice. Every process gets the whole result.
 
     Args:
         model: in eval mode, on the device.
@@ -157,7 +158,7 @@ def score_dataset(
             matrix.add_from_all(rows, logits)
             bar.update(min(world * batch_size, len(dataset) - bar.n))
     ids = dict(pair for part in _gather_objects(found) for pair in part)
-    unreadable = [pair for part in _gather_objects(unreadable) for pair in part]
+    unreadable = sorted(pair for part in _gather_objects(unreadable) for pair in part)  # whoever found them
     if not ids:
         raise ValueError(
             f"dataset must have readable images, none of {len(dataset)} could be read; first: {unreadable[0][1]}"

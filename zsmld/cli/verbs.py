@@ -110,6 +110,11 @@ def evaluate(options: argparse.Namespace) -> int:
     if report is None:  # another process writes it
         return 0
     _, page = report.save(options.output)
+    aligned_by = report.dataset.get("aligned_by", {})
+    for what in ("images", "words"):
+        if aligned_by.get(what) == "position":
+            order = f": {aligned_by['order_of_words']}" if what == "words" else ""
+            print(f"note: {what} are taken in the order of the files, which have no names{order}", file=sys.stderr)
     print(f"{report.to_text(published=options.published)}\n\nreport: {page}")
     return 1 if report.dataset["num_unreadable"] else 0
 
@@ -178,7 +183,9 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
     if options.words_file:
         lines = Path(options.words_file).read_text(encoding="utf-8-sig").splitlines()
         words = tuple(line.strip() for line in lines if line.strip())
-        scores, targets = (m if m.words else replace(m, words=words) for m in (scores, targets))
+        scores, targets = (
+            m if m.words else replace(m, words=words, words_from=options.words_file) for m in (scores, targets)
+        )
     if options.partition and vocabulary is None:
         seen, unseen = read_partition(options.partition)
         vocabulary = Vocabulary([*seen, *unseen], seen=seen)

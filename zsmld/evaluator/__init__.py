@@ -120,6 +120,8 @@ class Evaluator:
                 "text_encoder": model.text_encoder,
                 "output": model.decoder.output,
                 "num_parameters": sum(p.numel() for p in model.parameters()),
+                # Seen words without labels in training: they chose the epoch, and count as seen below.
+                "heldout_words": [word for word in model.heldout_words if word in vocabulary.seen],
             },
             external_knowledge=_external_knowledge(model),
             dataset={
@@ -143,8 +145,10 @@ class Evaluator:
         """GZSL figures of calibrated logits (M,N), each word with its own threshold, and how they were calibrated."""
         assert isinstance(self.protocol, Protocol)
         figures = evaluate_scores(logits, targets, vocabulary, self.protocol)["gzsl"]
-        margins = calibration.margins(logits, vocabulary)  # ≥ 0 where a word is given, as logits are from score 0.5 on
-        given = evaluate_scores(margins, targets, vocabulary, replace(self.protocol, threshold=0.5))["gzsl"]
+        # In place: a third matrix beside the raw and the calibrated logits would be too many. Margins are ≥ 0 where a
+        # word is given, as logits are from score 0.5 on.
+        logits -= calibration.thresholds_of(vocabulary).astype(logits.dtype)
+        given = evaluate_scores(logits, targets, vocabulary, replace(self.protocol, threshold=0.5))["gzsl"]
         by_threshold = [f"{side}_{name}" for side in ("per_class", "overall") for name in ("precision", "recall", "f1")]
         figures |= {name: given[name] for name in by_threshold}
         repeated = ("words", "policies", "num_images", "num_words", "labels_per_image")
@@ -180,18 +184,24 @@ class Evaluator:
         """
         assert isinstance(self.protocol, Protocol)  # __post_init__ made it one
         vocabulary = vocabulary or _vocabulary(self.protocol, scores)
+        wanted = None
         if scores.words is not None and targets.words is not None:
             ranked = [vocabulary.words[label] for label in self.protocol.ranked_labels(self.protocol.task, vocabulary)]
-            if set(scores.words) == set(ranked):  # targets of words that are not ranked are not needed
-                targets = targets.select(ranked)
+            if set(scores.words) == set(ranked) != set(targets.words):
+                wanted = ranked  # targets of words that are not ranked are not needed
+        targets = targets.as_targets(wanted)
         scores, targets = align(scores, targets)
         if scores.words is None and scores.values.shape[1] != len(vocabulary):
             # A file without words: their number must leave no doubt which they are.
             unseen = vocabulary.select(vocabulary.unseen) if vocabulary.unseen else None
             if self.protocol.task != "zsl" or unseen is None or scores.values.shape[1] != len(unseen):
+                or_unseen = (
+                    f", or for each of the {len(unseen)} unseen ones" if unseen and self.protocol.task == "zsl" else ""
+                )
                 raise ValueError(
                     f"{scores.source} must have a column for each of the {len(vocabulary)} words of protocol "
-                    f"{self.protocol.name}, in its order, got {scores.values.shape[1]}; write words into the file"
+                    f"{self.protocol.name}{or_unseen}, in its order, got {scores.values.shape[1]}; write words into "
+                    f"the file, or name them (--words-file)"
                 )
             vocabulary = unseen
         elif scores.words is not None:
@@ -202,25 +212,26 @@ class Evaluator:
                     f"such as {strangers[:3]}; correct their spelling or give the partition they belong to"
                 )
             vocabulary = vocabulary.select(scores.words)
-        wrong = np.setdiff1d(np.unique(targets.values), (-1, 0, 1))
-        if len(wrong):
-            raise ValueError(f"targets must be 1, 0 or -1, {targets.source} has {wrong[:5].tolist()}; convert them")
+        aligned_by = {
+            "images": "position" if targets.ids is None else "id",
+            "words": "position" if scores.words is None or scores.words_from else "word",
+        }
+        if aligned_by["words"] == "position":  # the likeliest mistake of a person: another order
+            aligned_by["order_of_words"] = f"{vocabulary.words[0]} first, {vocabulary.words[-1]} last"
         return self._report(
-            np.asarray(scores.values, np.float32),
-            targets.values.astype(np.int8),
+            scores.values,
+            targets.values,
             vocabulary,
             list(targets.ids) if targets.ids is not None else [str(row) for row in range(len(targets.values))],
             kind,
-            model={"predictions": scores.source, "kind": kind},
+            model={"predictions": scores.source, "kind": kind, "sha256": scores.sha256},
             external_knowledge=list(external_knowledge) or ["not stated"],
             dataset={
                 "name": dataset,
                 "split": split,
                 "targets": targets.source,
-                "aligned_by": {
-                    "images": "position" if targets.ids is None else "id",
-                    "words": "position" if scores.words is None else "word",
-                },
+                "targets_sha256": targets.sha256,
+                "aligned_by": aligned_by,
                 "num_images": len(targets.values),
                 "num_unreadable": 0,
                 "unreadable": [],
@@ -273,12 +284,13 @@ def _vocabulary(protocol: Protocol, scores: Matrix) -> Vocabulary:
         return Vocabulary([*seen, *unseen], seen=seen)
     if scores.words is None:
         raise ValueError(
-            f"vocabulary must be given for protocol {protocol.name}, {scores.source} has no words; name them"
+            f"vocabulary must be given for protocol {protocol.name}, whose words are not among our files, and "
+            f"{scores.source} has none; write them into the file, or name them (--words-file)"
         )
     if protocol.task not in ("supervised", "single_label"):
         raise ValueError(
             f"partition must be given for protocol {protocol.name}: which words of {scores.source} are unseen is not "
-            f"in the file; pass a partition"
+            f"in the file; pass a vocabulary with its partition (--partition)"
         )
     return Vocabulary(scores.words)
 
