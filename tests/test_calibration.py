@@ -554,7 +554,9 @@ def test_labels_of_words_that_the_dataset_counts_as_unseen_are_not_read(model: Z
 
 def test_test_images_are_refused_unless_told(model: ZeroShotClassifier) -> None:
     dataset = Pictures(WITH_UNSEEN, split="test")
-    with pytest.raises(ValueError, match=r"dataset must not be the test split, .* or pass use_test_images=True"):
+    with pytest.raises(
+        ValueError, match=r"dataset must be the split 'val', got 'test', .* or pass use_test_images=True"
+    ):
         calibrate(model, dataset, device="cpu")
     assert calibrate(model, dataset, k=2, use_test_images=True, device="cpu").chosen_on["split"] == "test"
 

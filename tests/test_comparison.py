@@ -413,3 +413,10 @@ def test_confusions_are_counted_one_by_one():
                     expected[i, j] += t[i] == 1
     assert (counts == expected).all() and (wrong == given_wrongly).all() and counts.sum() > 20
     assert not math.isclose(counts.trace(), 1) and counts.trace() == 0
+
+
+def test_where_no_word_moved_none_is_listed(pair):
+    same = compare(pair[0], pair[0], num_resamples=20)
+    assert same.moved() == [] and f"No word moved, of {len(same.words)}." in same.to_text()
+    assert "No word moved" in same.to_markdown()
+    assert "calibrated figures, CF1 and OF1 take no part" in " ".join(same.to_text().split())

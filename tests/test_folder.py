@@ -1,6 +1,7 @@
 """Folder trees: words are folders' names; ImageNet's layout."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_folders_are_words_and_ids_are_paths(tmp_path: Path) -> None:
         "folders_without_images": 1,
         "words_without_images": 0,
         "words_renamed_as_others_have_their_name": 0,
+        "files_of_other_kinds": {".txt": 1},
     }
 
 
@@ -124,6 +126,99 @@ def test_flat_val_needs_its_solution(tmp_path: Path) -> None:
         prepare("folder", root, val_list=root / "LOC_val_solution.csv")
     with pytest.raises(ValueError, match=r"val_list must be an existing file, not found: none.csv"):
         prepare("folder", root, val_list="none.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"v_1,n1 1 2 3 4\nv_2", r"LOC_val_solution.csv has not in 1, such as line 3; download it again"),
+        (b"v_1,n1 1 2 3 4\nv_2,", r"LOC_val_solution.csv has not in 1, such as line 3"),
+        (b"v_1,n1 1 2 3 4\nv_2,n0", r"LOC_val_solution.csv has not in 1, such as line 3"),  # of n02012849
+        (b"v_1,n1\n\nv_2,\n", r"LOC_val_solution.csv has not in 1, such as line 4"),
+        (b"v_1,n1\nv_\xe9,n1\n", r"must be a UTF-8 text file, .*LOC_val_solution.csv is not in line 3: invalid"),
+        (b'v_1,n1\n"v_2,n1\n', r"must be a CSV file, .*LOC_val_solution.csv is not in line 3: unexpected end"),
+        (b"", "must have the columns ImageId,PredictionString, and rows"),
+    ],
+)
+def test_a_damaged_solution_of_val(content: bytes, message: str, tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/n1/a.JPEG", "val/v_1.JPEG", "val/v_2.JPEG")
+    (root / "LOC_val_solution.csv").write_bytes(b"ImageId,PredictionString\n" + content)
+    with pytest.raises(ValueError, match=message):
+        prepare("folder", root, val_list=root / "LOC_val_solution.csv")
+
+
+def test_a_solution_of_folders_alone(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/n1/a.JPEG", "val/v_1.JPEG")
+    (root / "val.csv").write_text("ImageId,PredictionString\nv_1,n1\n", encoding="utf-8")
+    assert word_of(build_dataset("folder", root=root, split="val", val_list=root / "val.csv")) == {"val/v_1.JPEG": "n1"}
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9/1.jpg", b"cafe/1\xe9.jpg", b"cafe/old\xe9/1.jpg"])
+def test_names_that_are_not_utf8(name: bytes, tmp_path: Path) -> None:
+    root = plant(tmp_path, "dog/1.jpg")
+    path = os.fsencode(root) + b"/" + name
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb"):
+            pass
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    with pytest.raises(ValueError, match=r"paths must be UTF-8, got 1 that are not, such as .*\\udce9") as raised:
+        prepare("folder", root)
+    assert str(raised.value).encode()  # it can be printed
+
+
+def test_files_of_other_kinds_are_counted_by_ending(tmp_path: Path) -> None:
+    root = plant(tmp_path, "dog/1.jpg", "dog/2.JFIF", "cat/3.jpe", "cat/old/.hidden.heic")
+    for name in ("dog/a.HEIC", "cat/old/b.heic", "cat/notes.txt", "cat/README", "outside.txt"):
+        (root / name).write_bytes(b"-")
+    index = prepare("folder", root)
+    assert word_of(index.dataset("all")) == {"cat/3.jpe": "cat", "dog/1.jpg": "dog", "dog/2.JFIF": "dog"}
+    assert index.manifest["counts"]["files_of_other_kinds"] == {".heic": 2, ".txt": 1, "no ending": 1}
+    assert "files_of_other_kinds: .heic 2, " in index.to_text()
+    for path in root.rglob("*.j*"):
+        path.unlink()
+    (root / "dog" / "2.JFIF").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"images, got none, but 4 files of other kinds: \{'\.heic': 2, '\.txt': 1"):
+        prepare("folder", root)
+
+
+def test_avif_where_pillow_reads_it(tmp_path: Path) -> None:
+    if ".avif" not in Image.registered_extensions():
+        pytest.skip("Pillow without AVIF")
+    (tmp_path / "dog").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "dog" / "1.avif")
+    assert word_of(build_dataset("folder", root=tmp_path, split="all")) == {"dog/1.avif": "dog"}
+
+
+def test_images_directly_in_split_folders_are_refused(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/1.jpg", "val/2.jpg")
+    message = r"split_folders must be given .*: \['train', 'val'\] hold images directly .* or pass split_folders=false"
+    with pytest.raises(ValueError, match=message):
+        prepare("folder", root)
+    dataset = build_dataset("folder", root=root, split="all", split_folders=False)
+    assert word_of(dataset) == {"train/1.jpg": "train", "val/2.jpg": "val"}
+    with pytest.raises(ValueError, match="train must hold a folder a word, got 1 images directly"):
+        prepare("folder", root, split_folders=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("n.json", '{"n1": null, "n2": "cat"}'),
+        ("n.json", '{"n1": " ", "n2": "cat"}'),
+        ("n.json", '{"0": ["n1", null], "1": ["n2", "cat"]}'),
+        ("n.json", '{"n1": {"name": "dog"}, "n2": "cat"}'),
+        ("n.txt", "n1 , dog\nn2 cat\n"),
+    ],
+)
+def test_a_folder_without_a_name_is_refused(name: str, content: str, tmp_path: Path) -> None:
+    root = plant(tmp_path / "tree", "n1/a.jpg", "n2/a.jpg")
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=rf"class_names must (give each folder a text|have `folder name`.*), {name} has"
+    ):
+        prepare("folder", root, class_names=tmp_path / name)
 
 
 def test_a_train_may_be_a_word(tmp_path: Path) -> None:

@@ -183,3 +183,30 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "datasets" else find(name, *a))
     with pytest.raises(ValueError, match="must have the library datasets, it is not installed; pip install datasets"):
         HuggingFaceDataset("beans")
+
+
+def test_training_images_follow_the_rules_of_every_dataset(datasets: Any, tmp_path: Path) -> None:
+    partition = tmp_path / "p.json"
+    partition.write_text(json.dumps({"seen": ["dog", "red car"], "unseen": ["cat"]}))
+    whole = datasets.DatasetDict({"train": make(datasets, ROWS * 10, datasets.List(datasets.Value("string")))})
+    train = HuggingFaceDataset(whole, "train", partition=partition)
+    assert train.manifest["images"] == {"listed": 40, "without_a_seen_word": 20, "used": 20} and len(train) == 20
+    strict = HuggingFaceDataset(whole, "train", partition=partition, exclude_unseen_images=True)
+    assert strict.manifest["images"]["with_an_unseen_word"] == 10 and len(strict) == 10
+    assert strict.manifest["policies"]["exclude_unseen_images"] is True
+    assert HuggingFaceDataset(whole, "all").manifest["policies"]["partition"] is None
+
+    parts = {split: HuggingFaceDataset(whole, split, val_fraction=0.25, seed=3) for split in ("train", "val")}
+    ids = {split: set(part.ids.to_pylist()) for split, part in parts.items()}
+    assert (len(ids["train"]), len(ids["val"])) == (30, 10) and not ids["train"] & ids["val"]
+    assert "val" in parts["train"].splits and "val" not in train.splits
+    again = HuggingFaceDataset(whole, "val", val_fraction=0.25, seed=3)
+    assert again.ids.to_pylist() == parts["val"].ids.to_pylist()
+    for part in parts.values():
+        for i in (0, len(part) - 1, -1):
+            item = part[i]
+            row = int(item["id"].split("/")[1])
+            expected = set(ROWS[row % 4])
+            assert {part.vocabulary.words[j] for j in item["targets"].nonzero()[0]} == expected
+    with pytest.raises(ValueError, match=r"val_fraction must be in \[0, 1\), got 1"):
+        HuggingFaceDataset(whole, "val", val_fraction=1)

@@ -169,3 +169,14 @@ def test_everything_wrong_at_once(tmp_path: Path) -> None:
 def test_wrong_lists(files: dict, options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         prepare("image_list", write(tmp_path, files, ("a.jpg",)), **options)
+
+
+def test_one_image_under_two_spellings_of_its_path_is_one_image(tmp_path: Path) -> None:
+    (tmp_path / "label_list.txt").write_text("dog\ncat\n")
+    (tmp_path / "x").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "x" / "a.jpg")
+    (tmp_path / "train.txt").write_text("x/a.jpg\t1,0\n")
+    for spelling in ("x//a.jpg", "./x/a.jpg", "x/../x/a.jpg"):
+        (tmp_path / "test.txt").write_text(f"{spelling}\t0,1\n")
+        with pytest.raises(ValueError, match=r"x/a\.jpg"):
+            prepare("image_list", tmp_path, train_list="train.txt", test_list="test.txt", label_list="label_list.txt")

@@ -144,6 +144,50 @@ def test_files_with_minus_one_for_absent(tmp_path: Path) -> None:
     index = prepare("open_images", download(tmp_path, rows), check_counts=False)
     assert known(index.dataset("test")) == {"00a": {"Dog": 1, "Organ": 0}, "00b": {}}
     assert index.manifest["counts"]["test"]["written_as_unknown"] == 2
+    assert index.manifest["policies"]["absent"] == "minus_one"
+
+
+DOG, ORGAN, BRULEE = "/m/0bt9lr", "/m/013y0j", "/g/11b"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "absent", "expected"),
+    [
+        # A −1 anywhere is the convention of all files; without a 0, there is nothing to disagree about.
+        ([(DOG, 1), (ORGAN, -1)], [(DOG, 1)], "auto", "minus_one"),
+        ([(DOG, 1), (ORGAN, -1), (BRULEE, 0)], [(DOG, 0), (ORGAN, -1)], "auto", "minus_one"),
+        ([(DOG, 1), (ORGAN, 0)], [(DOG, 0)], "auto", "zero"),
+        ([(DOG, 1), (ORGAN, 0)], [(DOG, 1)], "zero", "zero"),
+        ([(DOG, 1), (ORGAN, 0)], [(DOG, 0)], "minus_one", "minus_one"),  # nothing is absent, and only you know
+        ([(DOG, 1), (ORGAN, -1)], [(DOG, 0)], "minus_one", "minus_one"),
+    ],
+)
+def test_absent_means_the_same_in_every_file(
+    train: list, test: list, absent: str, expected: str, tmp_path: Path
+) -> None:
+    files = {
+        split: [("0a" if split == "train" else "0b", *row) for row in rows]
+        for split, rows in (("train", train), ("test", test))
+    }
+    index = prepare("open_images", download(tmp_path, files), check_counts=False, absent=absent)
+    assert index.manifest["policies"]["absent"] == expected
+    meaning = {1: 1, 0: 0} if expected == "zero" else {1: 1, -1: 0}
+    names = {DOG: "Dog", ORGAN: "Organ", BRULEE: "Crème brûlée"}
+    for split, rows in (("train", train), ("test", test)):
+        image = files[split][0][0]
+        assert known(index.dataset(split)) == {image: {names[m]: meaning[v] for m, v in rows if v in meaning}}
+
+
+def test_files_of_two_conventions_are_refused(tmp_path: Path) -> None:
+    rows = {"train": [("0a", DOG, 1), ("0a", ORGAN, -1)], "test": [("0b", DOG, 1), ("0b", ORGAN, 0)]}
+    root = download(tmp_path, rows)
+    message = r"absent must be given: labels of \['train'\] have Confidence −1, those of \['test'\] have 0 and no −1"
+    with pytest.raises(ValueError, match=message):
+        prepare("open_images", root, check_counts=False)
+    with pytest.raises(ValueError, match=r"absent must be 'minus_one' for files with Confidence −1, got 'zero' and −1"):
+        prepare("open_images", root, check_counts=False, absent="zero")
+    with pytest.raises(ValueError, match="absent must be 'auto', 'zero' or 'minus_one', got 'none'; choose one"):
+        prepare("open_images", root, check_counts=False, absent="none")
 
 
 @given(
@@ -365,6 +409,9 @@ def test_other_damage(tmp_path: Path) -> None:
         prepare("open_images", root, check_counts=False)
     shutil.copy(root / "train-annotations-human-imagelabels.csv", root / "class-descriptions.csv")
     with pytest.raises(ValueError, match="must have two columns, LabelName and DisplayName"):
+        prepare("open_images", root, check_counts=False)
+    write_classes(root / "class-descriptions.csv", [], header=True)
+    with pytest.raises(ValueError, match=r"class-descriptions.csv must have a class on each line, .* got none"):
         prepare("open_images", root, check_counts=False)
     (root / "class-descriptions.csv").unlink()
     with pytest.raises(ValueError, match=r"class-descriptions.csv must be there for the names of the classes"):

@@ -172,3 +172,21 @@ def test_other_columns_are_refused(tmp_path):
         read_published(tmp_path / "p.csv")
     with pytest.raises(FileNotFoundError):
         read_published(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("policy", [{"empty_words": "skip"}, {"average_precision": "11point"}])
+def test_other_policies_than_those_of_papers_are_not_comparable(policy):
+    policies = {"keep_unlabelled": True, "empty_words": "zero", "average_precision": "exact"}
+    run = {"zsl": {"num_words": 81, "num_images": 107_859, "policies": policies}}
+    same, _ = published_beside("nus_wide_zsl", run)
+    assert {figure.method for figure in same} == {"Fast0Tag", "LESA", "Generative"}
+    run["zsl"]["policies"] = policies | policy
+    none, unknown = published_beside("nus_wide_zsl", run)
+    assert none == [] and {figure.method for figure in same} <= {figure.method for figure in unknown}
+
+
+def test_figures_are_printed_as_published():
+    policies = {"keep_unlabelled": True, "empty_words": "zero", "average_precision": "exact"}
+    part = {"num_words": 81, "num_images": 107_859, "policies": policies, "mean_average_precision": 0.5}
+    cells = {cell for *_, rows, _ in published_tables("nus_wide_zsl", {"zsl": part}) for row in rows for cell in row}
+    assert {"36.56", "44.99", "53.2", "15.1"} <= cells and "36.6" not in cells

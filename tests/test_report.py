@@ -332,6 +332,88 @@ def test_the_harmonic_mean_and_a_calibration_have_their_rows():
     assert "GZSL, calibrated" in report.to_text() and "GZSL, calibrated" in report.to_html()
 
 
+def everywhere(report):
+    """What a person reads: terminal, Markdown and page, blanks joined."""
+    page = " ".join(Page(report.to_html()).text)
+    return [" ".join(text.split()) for text in (report.to_text(), report.to_markdown().replace("\\", ""), page)]
+
+
+def test_a_calibration_says_what_makes_it_unfair():
+    report = make_report()
+    calibration = {"standardization": "per_word", "stacking": 1.25, "transductive": False}
+    calibration["chosen_on"] = {"split": "val", "num_images": 7, "heldout_words": ["x"], "image_ids_sha256": "a"}
+    report.dataset["image_ids_sha256"] = "b"
+    report.protocols["gzsl"]["calibrated"] = {"f1_at_3": 0.375, "calibration": calibration}
+    fair = everywhere(report)
+    for text in fair:
+        assert "stacking 1.25, chosen on 7 val images with 1 held-out words" in text
+        assert "GZSL, calibrated (" not in text and "TRANSDUCTIVE" not in text and "NOT A FAIR" not in text.upper()
+    calibration["transductive"], calibration["chosen_on"]["split"] = True, "test"
+    report.dataset["image_ids_sha256"] = "a"
+    for text in everywhere(report):
+        assert "GZSL, calibrated (transductive, on test images)" in text
+        assert "TRANSDUCTIVE: its statistics are those of the evaluated images" in text
+        assert "CHOSEN ON THE EVALUATED IMAGES: not a fair figure" in text
+
+
+def test_held_out_words_and_images_left_out_are_said():
+    report = make_report()
+    assert all("held out" not in text and "left out" not in text for text in everywhere(report))
+    report.model["heldout_words"] = [NASTY[3], NASTY[0]]
+    report.dataset["manifest"] = {"images": {"listed": 40, "unlabelled": 8, "used": 32}, "missing_images": 2}
+    for text in everywhere(report):
+        assert "2 of the seen words had no labels in training; they chose the epoch and count as seen" in text
+        assert "left out before the evaluation: 8 unlabelled, 2 missing on disk" in text
+    cells = {row[0]: row[1] for table in Page(report.to_html()).tables for row in table if len(row) == 5}
+    assert cells[NASTY[3]] == "seen, held out" and cells[NASTY[1]] == "seen" and cells["word 7"] == "unseen"
+
+
+def test_the_page_is_of_the_images_that_the_figures_are_of(monkeypatch):
+    import zsmld.report.page as page
+
+    report, seen = make_report(keep_unlabelled=False), []
+    report.targets[::2] = 0
+    report.protocols = evaluate_scores(
+        report.scores, report.targets, report.vocabulary, Protocol.named("gzsl", keep_unlabelled=False)
+    )
+    number = report.protocols["gzsl"]["num_images"]
+    assert 0 < number < 30
+    monkeypatch.setattr(
+        page, "confusion_counts", lambda s, t, k: seen.append(len(s)) or (np.zeros((12, 12)), np.zeros(12))
+    )
+    assert f"All curves and histograms are of all {number} images." in report.to_html()
+    assert seen == [number]
+
+
+def test_nothing_but_an_earlier_report_is_overwritten(tmp_path):
+    own = tmp_path / "mine.npz"
+    np.savez(own, logits=np.ones(3))
+    content = own.read_bytes()
+    with pytest.raises(ValueError, match=r"(?s)path must leave other files alone, .*mine.npz would be overwritten"):
+        make_report().save(tmp_path / "mine.json")
+    make_report().save(tmp_path / "mine.json", scores=False)
+    assert own.read_bytes() == content
+    make_report().save(tmp_path / "folder")
+    make_report(seed=1).save(tmp_path / "folder")  # its own files are replaced
+    make_report().save(tmp_path / "folder", scores=False)
+    assert not (tmp_path / "folder" / "report.npz").exists()
+    with pytest.raises(ValueError, match=r"path must be a folder or end in .json, got .*r.txt; write r.json"):
+        make_report().save(tmp_path / "r.txt")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"report.html would be overwritten and is not an earlier report's"):
+        make_report().save(tmp_path / "other")
+
+
+def test_double_precision_is_saved(tmp_path):
+    report = make_report()
+    report.scores = report.scores.astype(np.float64) + 1e-12
+    json_path, _ = report.save(tmp_path)
+    name = json.loads(json_path.read_text())["scores_file"]
+    saved = read_scores(tmp_path / name["name"], name["sha256"])
+    assert saved.scores.dtype == np.float64 and (saved.scores == report.scores).all()
+
+
 def test_supervised_words_have_cf1_and_of1_and_single_labels_top_1_and_top_5():
     figures = make_report("supervised").protocols["supervised"]
     columns, [row] = headline({"supervised": figures})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zsmld.datasets import Index, IndexedDataset
+from zsmld.datasets import Index, IndexedDataset, build_dataset, prepare
 from zsmld.datasets.table import guess_separator, read_table, split_words, table
 
 ROWS = [("a.png", ["dog", "red car"]), ("b.png", ["cat"]), ("c.png", []), ("d.png", ["cat", "dog"])]
@@ -350,3 +350,22 @@ def test_real_coco_photos(real: Path) -> None:
 def test_vocabulary_is_what_a_tiny_model_needs(photos: Path, make_model: Callable) -> None:
     found = table(photos / "photos.csv", partition=photos / "partition.json")
     assert make_model(remember=False).encode_words(found.vocabulary).shape == (6, 16)
+
+
+def test_blanks_between_words_are_not_taken_for_words_without_a_remark(tmp_path):
+    path = write(tmp_path, "t.csv", "image,labels\na.png,dog cat bird\nb.png,cat\nc.png,red car\n")
+    for name in "abc":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    with pytest.warns(UserWarning, match="no separator was found and most cells hold blanks"):
+        assert "dog cat bird" in build_dataset("table", path=path).vocabulary
+    assert build_dataset("table", path=path, separator=" ").vocabulary.words == ("bird", "car", "cat", "dog", "red")
+
+
+def test_an_empty_separator_and_an_empty_word_list_are_refused(tmp_path):
+    path = write(tmp_path, "t.csv", "image,labels\na.png,dog\n")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"separator must not be empty, got ''"):
+        build_dataset("table", path=path, separator="")
+    (tmp_path / "words.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"words must have at least one word, .*words.txt has none"):
+        prepare("table", path, words=tmp_path / "words.txt")

@@ -28,6 +28,7 @@ def calibrate(
     heldout_words: Iterable[str] | None = None,
     *,
     use_test_images: bool = False,
+    use_training_images: bool = False,
     device: str = "auto",
     batch_size: int = 64,
     num_workers: int = 0,
@@ -39,17 +40,21 @@ def calibrate(
 
     Args:
         model: moved to the device.
-        dataset: validation images.
+        dataset: validation images, whose split is "val"; others are refused unless one of the next two says so.
         heldout_words: all seen words that were not trained; default those stored with the model. An empty list, given
             explicitly, calibrates without any: no stacking, and the default threshold is that of seen words.
-        use_test_images: allow a dataset whose split is "test". Figures on those images are then no longer fair.
+        use_test_images: allow a dataset whose split is "test", "all" or any other that may hold test images. Figures
+            on those images are then no longer fair; reports say so.
+        use_training_images: allow a dataset whose split is "train". The head was fitted on these images, so that the
+            logits of trained words are better there than anywhere else.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: images a batch.
         num_workers: processes that decode images.
         options: further arguments of `choose_calibration`.
 
     Raises:
-        ValueError: if it is not known which words were held out, or the dataset does not fit, or a logit is NaN.
+        ValueError: if the split is refused, or it is not known which words were held out, or the dataset does not fit,
+            or a logit is NaN.
 
     Example:
         >>> from zsmld.datasets import build_dataset
@@ -62,17 +67,24 @@ def calibrate(
     known = model.vocabulary
     if known is None:
         raise ValueError("model must know the words it was trained on to be calibrated, it has none; train it first")
-    if dataset.split == "test" and not use_test_images:
+    if dataset.split == "train" and not use_training_images:
         raise ValueError(
-            "dataset must not be the test split, whose figures would no longer be fair; calibrate on validation "
-            "images, or pass use_test_images=True to do it all the same"
+            "dataset must be the split 'val', got 'train', the images that the head was fitted on; calibrate on "
+            "validation images (--split val), or pass use_training_images=True (Python only) to do it all the same"
+        )
+    if dataset.split not in ("train", "val") and not use_test_images:
+        raise ValueError(
+            f"dataset must be the split 'val', got {dataset.split!r}, whose test images would no longer give fair "
+            f"figures; calibrate on validation images (--split val), or pass use_test_images=True (--use-test-images) "
+            f"to do it all the same"
         )
     if heldout_words is None:
         heldout_words = model.heldout_words
         if not heldout_words and model.decoder.text_dim is not None:
             raise ValueError(
-                "heldout_words must be known, the model names no seen words that were left out of its training; pass "
-                "the ones that were, train with holdout_words > 0, or pass heldout_words=() to calibrate without"
+                "heldout_words must be known, the model names no seen words that were left out of its training; train "
+                "with holdout_words > 0 (trainer.holdout_words=8), or in Python pass the ones that were, or pass "
+                "heldout_words=() to calibrate without"
             )
     words, heldout = known.seen, check_words(heldout_words, "heldout_words", allow_empty=True)
     wrong = set(heldout) ^ set(model.heldout_words) if model.heldout_words and heldout else set(heldout) - set(words)

@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 from scipy.sparse import csr_matrix
 
 from zsmld.datasets.index import Index
@@ -17,7 +20,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_folder(
@@ -36,7 +39,9 @@ def read_folder(
     root/dog/…/1.jpg                      every image below root/dog shows a dog
     root/train/n01440764/*.JPEG           with split folders: train, val (validation) and test, as ImageNet's
 
-    An image's id is its path relative to `root`. Images outside of a word's folder are counted and left out.
+    An image's id is its path relative to `root`. Images outside of a word's folder are counted and left out, and so
+    are files of other kinds in a word's folder, by their endings. Images end in .jpg, .jpeg, .jpe, .jfif, .png, .webp,
+    .bmp, .gif, .tif, .tiff, or .avif where the installed Pillow reads it.
 
     Args:
         root: of the tree.
@@ -46,7 +51,7 @@ def read_folder(
             or imagenet_class_index.json's {"0": [folder, word], …}. The file's words are the vocabulary, in its
             order; of several folders with one name, the later ones are called `name (folder)`.
         split_folders: whether the folders of `root` are splits; default yes where all of them have a split's name and
-            hold folders. Say it where some are called so, and others not.
+            hold folders. Say it where some are called so and others not, or where they hold images directly.
         val_list: word folder of each image that lies in val/ directly: ImageNet's LOC_val_solution.csv.
         val_as_test: the images of val/ are "test". ImageNet's test labels are not public, so papers test on val/; take
             training images as "val" then, with `val_fraction`.
@@ -70,12 +75,13 @@ def read_folder(
     paths: list[str] = []
     folders: list[str] = []
     splits: list[str] = []
-    counts = {"images_without_a_word": 0, "folders_without_images": 0}
+    counts: dict[str, Any] = {"images_without_a_word": 0, "folders_without_images": 0}
+    others: Counter[str] = Counter()
     for top in _folders(root) if with_splits else [""]:
         split = SPLIT_NAMES[top.lower()] if with_splits else "train"
         split = "test" if split == "val" and val_as_test else split
         words = _folders(root / top)
-        loose = _images(root, top, deep=False)
+        loose, _ = _images(root, top, deep=False)
         if loose and solution and SPLIT_NAMES.get(top.lower()) == "val":
             known = [path for path in loose if path.rpartition("/")[2].partition(".")[0] in solution]
             paths += known
@@ -89,14 +95,23 @@ def read_folder(
             )
         counts["images_without_a_word"] += len(loose)
         for word in words:
-            below = _images(root, f"{top}/{word}" if top else word, deep=True)
+            below, other = _images(root, f"{top}/{word}" if top else word, deep=True)
+            others += other
             counts["folders_without_images"] += not below
             paths += below
             folders += [word] * len(below)
             splits += [split] * len(below)
+    named_otherwise = [path for path in (str(root), *paths) if path.encode(errors="replace").decode() != path]
+    if named_otherwise:  # ascii(): such a name cannot be printed
+        problems.append(
+            f"paths must be UTF-8, got {len(named_otherwise):,} that are not, such as {named_otherwise[0]!a}; "
+            f"rename their folders or files"
+        )
+        return None
     if not paths:
         if len(problems) == found:
-            problems.append(f"{root} must hold folders with images, got none; its folders are the words")
+            kinds = f", but {sum(others.values()):,} files of other kinds: {_endings(others)}" if others else ""
+            problems.append(f"{root} must hold folders with images, got none{kinds}; its folders are the words")
         return None
     tested = {path.partition("/")[0] for path, split in zip(paths, splits, strict=True) if split == "test"}
     if val_as_test and any(SPLIT_NAMES.get(top.lower()) == "test" for top in tested):
@@ -121,6 +136,7 @@ def read_folder(
     counts |= {
         "words_without_images": int((np.bincount(labels, minlength=len(names)) == 0).sum()),
         "words_renamed_as_others_have_their_name": num_repeated,
+        **({"files_of_other_kinds": _endings(others)} if others else {}),
     }
     return Index(
         name=root.resolve().name or "folder",
@@ -161,6 +177,12 @@ def _has_splits(root: Path, split_folders: bool | None, problems: list[str]) -> 
             f"split_folders must be given for {root}: {nested[:3]} may be splits, or words as {others[:3]} must be; "
             f"pass split_folders=false, or true once the others are moved away"
         )
+    flat = [name for name in named if not others and not nested and _images(root, name, deep=False)[0]]
+    if flat:
+        problems.append(
+            f"split_folders must be given for {root}: {flat[:3]} hold images directly and may be splits or words; sort "
+            f"them into a folder a word (such as {flat[0]}/dog), or pass split_folders=false if {flat[:3]} are words"
+        )
     return bool(nested) and not others
 
 
@@ -194,9 +216,11 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(root: Path, folder: str, deep: bool) -> list[str]:
-    """Paths of the images in a folder, or below it, relative to root, with forward slashes."""
-    listed = []
+def _images(root: Path, folder: str, deep: bool) -> tuple[list[str], Counter[str]]:
+    """Paths of the images in a folder, or below it, relative to root, with forward slashes; endings of other files."""
+    suffixes = (*_SUFFIXES, ".avif") if ".avif" in Image.registered_extensions() else _SUFFIXES
+    listed: list[str] = []
+    others: Counter[str] = Counter()
     entered: set[str] = set()  # a link may lead back to a folder above it
     for where, folders, files in os.walk(root / folder, followlinks=True):
         entered.add(os.path.realpath(where))
@@ -204,9 +228,18 @@ def _images(root: Path, folder: str, deep: bool) -> list[str]:
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(where, name)) not in entered]
         prefix = Path(where).relative_to(root).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
-        images = (name for name in files if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
-        listed += [prefix + name for name in sorted(images)]
-    return listed
+        visible = sorted(name for name in files if not name.startswith("."))
+        images = [name for name in visible if name.lower().endswith(suffixes)]
+        listed += [prefix + name for name in images]
+        if len(images) < len(visible):
+            others.update(os.path.splitext(name)[1].lower() for name in visible if not name.lower().endswith(suffixes))
+    return listed, others
+
+
+def _endings(others: Counter[str]) -> dict[str, int]:
+    """Files of each ending, most first; nothing that cannot be written as UTF-8."""
+    ranked = sorted(others.items(), key=lambda item: (-item[1], item[0] == "", item[0]))
+    return {ending.encode(errors="replace").decode() or "no ending": count for ending, count in ranked}
 
 
 def _read_names(path: Path, problems: list[str]) -> dict[str, str]:
@@ -215,7 +248,13 @@ def _read_names(path: Path, problems: list[str]) -> dict[str, str]:
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
             pairs = [value if isinstance(value, list) else [key, value] for key, value in content.items()]
-            return {str(folder): str(name).replace("_", " ").strip() for folder, name in pairs}
+            nameless = [pair for pair in pairs if not all(isinstance(text, str) and text.strip() for text in pair)]
+            if nameless:
+                problems.append(
+                    f"class_names must give each folder a text, {path.name} has {len(nameless)} others such as "
+                    f"{nameless[:3]}; write a word, or remove them"
+                )
+            return {folder: name.replace("_", " ").strip() for folder, name in pairs if [folder, name] not in nameless}
         except (OSError, ValueError, AttributeError) as error:
             problems.append(
                 f"class_names must be JSON {{folder: word}} or {{position: [folder, word]}}, {path} is not: {error}; "
@@ -223,7 +262,7 @@ def _read_names(path: Path, problems: list[str]) -> dict[str, str]:
             )
             return {}
     lines = [line.split(None, 1) for line in read_lines(path, "class_names", problems)]
-    wrong = [" ".join(line) for line in lines if len(line) != 2]
+    wrong = [" ".join(line) for line in lines if len(line) != 2 or not line[1].split(",")[0].strip()]
     if wrong:
         problems.append(f"class_names must have `folder name` on each line, {path.name} has {wrong[:3]}; correct it")
     return {line[0]: line[1].split(",")[0].strip() for line in lines if len(line) == 2}
@@ -234,15 +273,34 @@ def _read_solution(path: Path, problems: list[str]) -> dict[str, str]:
     if not path.is_file():
         problems.append(f"val_list must be an existing file, not found: {path}; correct the path")
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"ImageId", "PredictionString"} <= set(rows[0]):
+    try:
+        reader = csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        problems.append(f"val_list must be a UTF-8 text file, {path} is not in line {line}: {error.reason}; convert it")
+        return {}
+    except csv.Error as error:
+        problems.append(f"val_list must be a CSV file, {path} is not in line {reader.line_num}: {error}; repair it")
+        return {}
+    if len(rows) < 2 or not {"ImageId", "PredictionString"} <= set(rows[0][1]):
         problems.append(
-            f"val_list must have the columns ImageId,PredictionString, {path.name} has not; pass the file of "
+            f"val_list must have the columns ImageId,PredictionString, and rows, {path.name} has not; pass the file of "
             f"ImageNet's Kaggle edition"
         )
         return {}
-    return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows if row["PredictionString"].strip()}
+    (_, header), *rows = rows
+    image, boxes = header.index("ImageId"), header.index("PredictionString")
+    tokens = [row[boxes].split() if len(row) == len(header) else [] for _, row in rows]
+    boxed = any(len(found) > 1 for found in tokens)  # a folder and four coordinates for each box
+    wrong = [line for (line, _), found in zip(rows, tokens, strict=True) if not found or (boxed and len(found) % 5)]
+    if wrong:
+        problems.append(
+            f"val_list must have an image and its folder, with four coordinates a box, on each line, {path.name} has "
+            f"not in {len(wrong):,}, such as line {wrong[0]}; download it again"
+        )
+        return {}
+    return {row[image]: found[0] for (_, row), found in zip(rows, tokens, strict=True)}
 
 
 def divide(num_images: int, val_fraction: float, test_fraction: float, seed: int, problems: list[str]) -> np.ndarray:

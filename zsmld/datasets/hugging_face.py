@@ -40,11 +40,15 @@ class HuggingFaceDataset:
         partition: JSON file {"seen": […], "unseen": […]}; a partition inside a larger file is named "FILE#KEY".
         templates: prompt sentences of the vocabulary.
         keep_unlabelled: keep images with none of the words.
+        exclude_unseen_images: drop training images that show an unseen word.
+        val_fraction: share of the training images that is "val", in [0,1), drawn with `seed`; default the dataset's own
+            validation images, if it has any.
 
     Attributes:
         targets: (M,N) CSR of int8; a missing entry means absent (`missing` = 0).
         ids: "SPLIT/ROW", with the split's own name and the row in it, from 0.
-        manifest: counts, and `unknown_words` outside the vocabulary.
+        splits: the splits that the dataset has, or that `val_fraction` makes.
+        manifest: policies, what each took away, and `unknown_words` outside the vocabulary.
 
     Raises:
         ValueError: if `datasets` is not installed, a column cannot be found, or the split is not there or empty.
@@ -69,6 +73,9 @@ class HuggingFaceDataset:
         partition: str | Path | None = None,
         templates: tuple[str, ...] = DEFAULT_TEMPLATES,
         keep_unlabelled: bool = True,
+        exclude_unseen_images: bool = False,
+        val_fraction: float | None = None,
+        seed: int = 0,
     ) -> None:
         if split not in ("train", "val", "test", "all"):
             raise ValueError(f"split must be 'train', 'val', 'test' or 'all', got {split!r}; choose one")
@@ -76,11 +83,16 @@ class HuggingFaceDataset:
             raise ValueError(
                 "words must be left out beside partition, got both; the partition's words are the vocabulary"
             )
+        if val_fraction is not None and not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}; lower it")
         parts = _parts(path, config)
         self.name = Path(path).name if isinstance(path, (str, Path)) else "hugging_face"
         self.split = split
-        self.splits = tuple(sorted({SPLIT_NAMES[name.lower()] for name in parts if name.lower() in SPLIT_NAMES}))
-        chosen = {name: part for name, part in parts.items() if split in ("all", SPLIT_NAMES.get(name.lower()))}
+        made = {"val"} if val_fraction else set()
+        self.splits = tuple(sorted({SPLIT_NAMES[n.lower()] for n in parts if n.lower() in SPLIT_NAMES} | made))
+        divided = val_fraction is not None and split in ("train", "val")  # both are shares of the training images
+        wanted = "train" if divided else split
+        chosen = {name: part for name, part in parts.items() if wanted in ("all", SPLIT_NAMES.get(name.lower()))}
         if not chosen:
             raise ValueError(
                 f"split must be one that {self.name} has, got {split!r}; it has {list(parts)}: choose one of these or "
@@ -114,14 +126,28 @@ class HuggingFaceDataset:
         if len(unknown) and partition is None:
             some = {str(key): int(value) for key, value in unknown.head(20).items()}
             warnings.warn(f"{self.name}: words outside the vocabulary are left out: {some}", stacklevel=2)
-        kept = np.ones(sum(lengths), bool)
-        if split in ("train", "val") and self.vocabulary.unseen:
-            kept = np.diff(targets[:, np.flatnonzero(self.vocabulary.is_seen)].indptr) > 0
-        if not keep_unlabelled:
-            kept &= np.diff(targets.indptr) > 0
+        kept, counts = np.ones(sum(lengths), bool), {}
+        if val_fraction is not None and divided:
+            order = np.random.default_rng(seed).permutation(sum(lengths))
+            num_val = round(val_fraction * sum(lengths))
+            kept[order[num_val:] if split == "val" else order[:num_val]] = False
+        counts["listed"] = int(kept.sum())
+        num_seen, num_unseen = (
+            np.diff(targets[:, np.flatnonzero(self.vocabulary.is_seen == side)].indptr) for side in (True, False)
+        )
+        training = split in ("train", "val")
+        for policy, dropped in (  # the rules of `Index.dataset`
+            ("without_a_seen_word", (num_seen == 0) if training and self.vocabulary.unseen else None),
+            ("with_an_unseen_word", (num_unseen > 0) if training and exclude_unseen_images else None),
+            ("unlabelled", (num_seen + num_unseen == 0) if not keep_unlabelled else None),
+        ):
+            if dropped is not None:
+                counts[policy] = int((kept & dropped).sum())
+                kept &= ~dropped
+        counts["used"] = int(kept.sum())
         if not kept.any():
             raise ValueError(
-                f"split {split!r} of {self.name} must have images under its policies, got none; loosen them"
+                f"split {split!r} of {self.name} must have images under its policies, got none: {counts}; loosen them"
             )
         self._parts, self._starts = list(chosen.values()), np.cumsum([0, *lengths])
         self._rows = np.flatnonzero(kept)
@@ -129,10 +155,14 @@ class HuggingFaceDataset:
         ids = [f"{name}/{row}" for name, part in chosen.items() for row in range(len(part))]
         self.ids = pa.array(ids, pa.string()).take(pa.array(self._rows))
         self.manifest = {
-            "policies": {"partition": str(partition), "keep_unlabelled": keep_unlabelled},
+            "policies": {
+                "partition": None if partition is None else str(partition),
+                "keep_unlabelled": keep_unlabelled,
+                "exclude_unseen_images": exclude_unseen_images,
+                "val_fraction": val_fraction,
+            },
+            "images": counts,
             "counts": {
-                "listed": sum(lengths),
-                "used": len(self._rows),
                 "unknown_words": len(unknown),
                 "words_without_images": int((self.targets.getnnz(0) == 0).sum()),
             },

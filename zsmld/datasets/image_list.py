@@ -1,5 +1,6 @@
 """List files of images and their labels, as PaddleClas and PaddleX write them."""
 
+import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +221,7 @@ def _read_list(
         more = f" and {len(found) - 5:,} lines more" if len(found) > 5 else ""
         problems.append(f"{path.name} must have on each line {kind}; {', '.join(found[:5])}{more}; correct them")
     return _List(
-        np.array([path.replace("\\", "/").removeprefix("./") for path in paths], dtype=object),
+        np.array([posixpath.normpath(path.replace("\\", "/")) for path in paths], dtype=object),
         np.concatenate([np.arange(len(single)), *rows]),
         np.concatenate([np.array(single, np.int64), *labels]),
         np.concatenate([np.ones(len(single), np.int8), *values]),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ def read_open_images(
     annotations: str | Path | None = None,
     images: str | Path | None = None,
     boxable: bool = False,
+    absent: Literal["auto", "zero", "minus_one"] = "auto",
     check_counts: bool = True,
 ) -> Index | None:
     """Open Images V4 to V7, human-verified image-level labels.
@@ -42,8 +43,8 @@ def read_open_images(
     classes-trainable.txt, top_400_unseen.csv, unseen_labels.pkl  for the partition 7186_400
 
     The CSV files say 1 for verified present and 0 for verified absent, and have no row for what nobody verified. In
-    memory these are 1, 0 and −1: a missing entry is unknown, never negative. Files that write 1, −1 and 0 instead (as
-    published zero-shot code does in its own tables) are recognised by their −1.
+    memory these are 1, 0 and −1: a missing entry is unknown, never negative. Files may write 1, −1 and 0 instead, as
+    published zero-shot code does in its own tables: `absent` says which, for all files together.
 
     A split is read if its labels are there. Images without a row have no known label: they are left out, and counted.
     Where raters disagree about a label of an image, it is unknown, and counted.
@@ -56,6 +57,9 @@ def read_open_images(
         images: folder that holds the split folders; default root, or images/ in it.
         boxable: read `…-human-imagelabels-boxable.csv` and `class-descriptions-boxable.csv`, of the 600 classes that
             have boxes, instead.
+        absent: what the files write for verified absent: "zero", as the official ones, or "minus_one", where 0 is
+            unknown. "auto" takes "minus_one" if any file has a −1, and refuses files that cannot be of one kind: one
+            with −1 beside one with 0 and no −1. The manifest says which it was.
         check_counts: report a download with fewer rows than version 4 has, or other than 41,620 validation and 125,436
             test images. False for a subset.
 
@@ -96,6 +100,7 @@ def read_open_images(
         )
     if not names or not splits:
         return None
+    absent = _convention({split: read for split, (read, _) in splits.items()}, absent, problems)
     if check_counts and not boxable:
         _check_counts({split: read for split, (read, _) in splits.items()}, problems)
     lists = _read_partition(places, problems)
@@ -144,6 +149,7 @@ def read_open_images(
         missing=-1,
         manifest={
             "policies": {
+                "absent": absent,
                 "unverified": "unknown",
                 "raters_disagree": "unknown",
                 "images_without_labels": "left out",
@@ -156,7 +162,10 @@ def read_open_images(
 
 @dataclass
 class _Labels:
-    """A label file: distinct ids and classes, and (row, class, value) of each of its lines, value 1, 0 or −1."""
+    """A label file: distinct ids and classes, and (row, class, value) of each of its lines, value 1, 0 or −1.
+
+    `_convention` turns values as the file has them into 1 present, 0 absent, −1 unknown.
+    """
 
     ids: pa.StringArray
     mids: list[str]
@@ -232,6 +241,10 @@ def _read_descriptions(places: Sequence[Path], suffix: str, problems: list[str])
         return {}
     names = dict(zip(table["mid"].to_pylist(), table["name"].to_pylist(), strict=True))
     names.pop("LabelName", None)
+    if not any(names):
+        problems.append(
+            f"{path} must have a class on each line, LabelName and DisplayName, got none; download it again"
+        )
     return {mid: (name or "").strip() or mid for mid, name in names.items() if mid}
 
 
@@ -264,10 +277,35 @@ def _read_labels(path: Path, problems: list[str]) -> _Labels | None:
         )
         return None
     values = confidence.astype(np.int8)
-    if (values == -1).any():  # 1, −1 and 0 for present, absent and unknown
-        values = np.array([-1, 1, 0], np.int8)[values]  # positions 0, 1 and −1
     ids, mids = (column.dictionary for column in (image, mid))
     return _Labels(ids, mids.to_pylist(), image.indices.to_numpy(), mid.indices.to_numpy(), values)
+
+
+def _convention(
+    splits: dict[str, _Labels], absent: Literal["auto", "zero", "minus_one"], problems: list[str]
+) -> Literal["auto", "zero", "minus_one"]:
+    """What all files write for absent. Values of `splits` become 1, 0 and −1 for present, absent and unknown."""
+    if absent not in ("auto", "zero", "minus_one"):
+        problems.append(f"absent must be 'auto', 'zero' or 'minus_one', got {absent!r}; choose one")
+    negative = [_SPLITS[split] for split, read in splits.items() if (read.values == -1).any()]
+    undecided = [
+        _SPLITS[split] for split, read in splits.items() if _SPLITS[split] not in negative and (read.values == 0).any()
+    ]
+    if absent == "zero" and negative:
+        problems.append(
+            f"absent must be 'minus_one' for files with Confidence −1, got 'zero' and −1 in the labels of {negative}; "
+            f"change it, or download the official files"
+        )
+    if absent == "auto" and negative and undecided:
+        problems.append(
+            f"absent must be given: labels of {negative} have Confidence −1, those of {undecided} have 0 and no −1, "
+            f"which may mean absent or unknown; use files of one kind, or pass absent=minus_one if 0 is unknown in all"
+        )
+    if absent != "minus_one" and not negative:
+        return "zero"
+    for read in splits.values():
+        read.values = np.array([-1, 1, 0], np.int8)[read.values]  # positions 0, 1 and −1
+    return "minus_one"
 
 
 def _targets(read: _Labels, columns: np.ndarray, num_words: int) -> tuple[csr_matrix, dict[str, int]]:

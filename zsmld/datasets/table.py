@@ -60,7 +60,10 @@ def read_table(
         An `Index` with the partition "all"; `manifest["unknown_words"]` counts the words that were left out.
     """
     if isinstance(words, (str, Path)):
-        words = read_lines(Path(words), "words", problems) or None
+        path, words = Path(words), read_lines(Path(words), "words", problems)
+        if not words and path.is_file():
+            problems.append(f"words must have at least one word, {path} has none; fill it or leave words out")
+        words = words or None
     return _read_index(
         root, problems, image_column, words_column, separator, words, (), images, val_fraction, test_fraction, seed
     )
@@ -333,6 +336,9 @@ def guess_separator(
         >>> guess_separator(pd.Series(["dog;red car", "cat"]), None, (), "t.csv", [])
         ';'
     """
+    if separator == "":
+        problems.append(f"separator must not be empty, got '' for {where}; pass the character between words")
+        return _SEPARATORS[0]
     if separator is not None:
         return separator
     text = column[column.map(lambda cell: isinstance(cell, str))].astype(str)
@@ -345,6 +351,14 @@ def guess_separator(
         problems.append(
             f"separator must be given for {where}, whose words {reason}, for instance {cell[:80]!r}; "
             f"pass separator={found[0]!r} or another"
+        )
+    spaced = text.str.strip().str.count(r"\s+")
+    if not found and len(text) > 1 and (spaced > 0).mean() > 0.5 and (spaced > 1).any():
+        # "red car" is one word, but a column of such cells is more likely "dog cat" without a separator we guess.
+        warnings.warn(
+            f"{where}: no separator was found and most cells hold blanks, each is taken as one word; pass "
+            f"separator=' ' if they are several",
+            stacklevel=2,
         )
     return found[0] if found else _SEPARATORS[0]
 

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from zsmld.report.comparison import Comparison, Difference, compare
-from zsmld.report.headline import headline, markdown_table, percent, policies_line, text_table
+from zsmld.report.headline import headline, markdown_table, notes, percent, text_table
 from zsmld.report.page import build_page
 from zsmld.report.published import PublishedFigure, published_beside, published_tables, read_published
-from zsmld.report.scores_file import Kind, ScoresFile, read_scores, write_scores
+from zsmld.report.scores_file import Kind, ScoresFile, is_scores_of, read_scores, report_path, write_scores
 from zsmld.vocabulary import Vocabulary
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "published_beside",
     "read_published",
     "read_scores",
+    "report_path",
 ]
 
 
@@ -64,7 +65,7 @@ class Report:
         versions: of the packages that decide the numbers.
         protocol_name: for instance "nus_wide_gzsl".
         vocabulary: column order of `scores` and `targets`.
-        scores: (M,N) fp32; not part of the JSON.
+        scores: (M,N) fp32 or fp64; not part of the JSON.
         targets: (M,N) int8.
         ids: M image ids.
         kind: whether `scores` are "logits" or "scores" in [0,1].
@@ -105,13 +106,13 @@ class Report:
         """
         text = f"Protocol {self.protocol_name} on {self.dataset['name']} ({self.dataset['split']}), in percent\n\n"
         text += markdown_table(*headline(self.protocols))
-        text += f"\nPolicies: {policies_line(self.protocols)}  \n"
+        text += "\n" + "".join(f"{note[0].upper()}{note[1:]}  \n" for note in self._notes())
         text += f"External knowledge: {', '.join(self.external_knowledge or ['none'])}\n"
         if self.dataset["num_unreadable"]:
             text += f"\n{self.dataset['num_unreadable']} images could not be read and are left out.\n"
-        for title, columns, rows, notes in self._published() if published else ():
-            text += f"\n{title}\n\n{markdown_table(columns, rows)}" + "".join(f"\n- {note}" for note in notes)
-            text += "\n" if notes else ""
+        for title, columns, rows, remarks in self._published() if published else ():
+            text += f"\n{title}\n\n{markdown_table(columns, rows)}" + "".join(f"\n- {note}" for note in remarks)
+            text += "\n" if remarks else ""
         return text
 
     def to_text(self, published: bool = False) -> str:
@@ -120,10 +121,11 @@ class Report:
         Args:
             published: as `to_markdown`.
         """
-        text = text_table(*headline(self.protocols)) + f"\npolicies: {policies_line(self.protocols)}"
-        for title, columns, rows, notes in self._published() if published else ():
+        text = text_table(*headline(self.protocols))
+        text += "".join("\n" + textwrap.fill(note, 110, subsequent_indent="  ") for note in self._notes())
+        for title, columns, rows, remarks in self._published() if published else ():
             text += f"\n\n{title}\n{text_table(columns, rows)}"
-            text += "".join("\n" + textwrap.fill(note, 110, subsequent_indent="  ") for note in notes)
+            text += "".join("\n" + textwrap.fill(note, 110, subsequent_indent="  ") for note in remarks)
         return text
 
     def to_html(self) -> str:
@@ -136,24 +138,24 @@ class Report:
         Args:
             path: a folder, for `report.json`, `report.md`, `report.html` and `report.npz`; or a path that ends in
                 .json, whose stem the others take.
-            scores: write the .npz file, 4 bytes an image and ranked word; the JSON has its name and SHA-256 as
-                "scores_file", or null.
+            scores: write the .npz file, 4 bytes an image and ranked word (8 for fp64 scores); the JSON has its name
+                and SHA-256 as "scores_file", or null. Without, an earlier report's .npz file there is removed.
 
         Returns:
             Paths of the JSON and of the HTML file.
 
         Raises:
-            ValueError: if ids and scores do not fit each other.
+            ValueError: if ids and scores do not fit each other, the path has another ending, or a file would be
+                overwritten that is not an earlier report's.
         """
-        path = Path(path)
-        json_path = path if path.suffix == ".json" else path / "report.json"
+        json_path = report_path(path, scores)
         json_path.parent.mkdir(parents=True, exist_ok=True)
         content, scores_path = self.to_dict(), json_path.with_suffix(".npz")
         content["scores_file"] = None
         if scores:
             content["scores_file"] = {"name": scores_path.name, "sha256": write_scores(scores_path, self._ranked())}
-        else:
-            scores_path.unlink(missing_ok=True)  # of an earlier report, and not this one's
+        elif json_path.is_file() and is_scores_of(json.loads(json_path.read_text(encoding="utf-8")), scores_path):
+            scores_path.unlink()  # of an earlier report, and not this one's; the user's own file would stay
         json_path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         json_path.with_suffix(".md").write_text(self.to_markdown(published=True), encoding="utf-8")
         html_path = json_path.with_suffix(".html")
@@ -163,6 +165,9 @@ class Report:
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} mAP {percent(p['mean_average_precision'])}" for name, p in self.protocols.items())
         return f"Report({self.protocol_name!r}, {self.dataset['name']!r}, {figures})"
+
+    def _notes(self) -> list[str]:
+        return notes(self.protocols, self.model, self.dataset)
 
     def _published(self) -> list[tuple[str, list[str], list[list[str]], list[str]]]:
         return published_tables(self.protocol_name, self.protocols)

@@ -55,8 +55,8 @@ def figure_columns(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
                 found[key] = f"F1@{key.removeprefix('f1_at_')}"
     calibrated = [figures["calibrated"] for figures in protocols.values() if "calibrated" in figures]
     if calibrated:  # what stacking moves: F1@K counts every label alike, this the seen and the unseen ones
-        key = next((key for key in calibrated[0] if key.startswith("harmonic_mean_recall_at_")), None)
-        found |= {} if key is None else {key: f"H(R@{key.removeprefix('harmonic_mean_recall_at_')})"}
+        names = [name for name in calibrated[0] if name.startswith("harmonic_mean_recall_at_")][:1]
+        found |= {name: f"H(R@{name.removeprefix('harmonic_mean_recall_at_')})" for name in names}
     if calibrated or any(part in ("seen", "supervised") for part in protocols):
         found |= {"per_class_f1": "CF1", "overall_f1": "OF1"}
     return found
@@ -75,8 +75,61 @@ def _rows(part: str, figures: Mapping[str, Any]) -> list[tuple[str, str, str, st
     if "harmonic_mean" in figures:
         rows.append(("  harmonic mean", "", "", "", {"mean_average_precision": figures["harmonic_mean"]}))
     if "calibrated" in figures:
-        rows.append(("GZSL, calibrated", *rows[0][1:4], figures["calibrated"]))
+        rows.append((_calibrated_title(figures["calibrated"]), *rows[0][1:4], figures["calibrated"]))
     return rows
+
+
+def _calibrated_title(figures: Mapping[str, Any]) -> str:
+    """The row's name says what would make its figures unfair beside others."""
+    calibration = figures.get("calibration", {})
+    unfair = ["transductive"] if calibration.get("transductive") else []
+    split = calibration.get("chosen_on", {}).get("split", "val")
+    unfair += [f"on {split} images"] if split != "val" else []
+    return f"GZSL, calibrated ({', '.join(unfair)})" if unfair else "GZSL, calibrated"
+
+
+def notes(
+    protocols: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any], dataset: Mapping[str, Any]
+) -> list[str]:
+    """What must be known to read the headline table: policies, images left out, held-out words, the calibration.
+
+    Args:
+        protocols, model, dataset: as in `report.json`.
+
+    Example:
+        >>> part = {"policies": {"keep_unlabelled": True}}
+        >>> notes({"gzsl": part}, {"heldout_words": ["red ring"]}, {})[1]
+        'held out: 1 of the seen words had no labels in training; it chose the epoch and counts as seen'
+    """
+    said = [f"policies: {policies_line(protocols)}"]
+    manifest = dataset.get("manifest") or {}
+    dropped = {name: number for name, number in manifest.get("images", {}).items() if name not in ("listed", "used")}
+    dropped |= {"missing_on_disk": manifest.get("missing_images", 0)}
+    if any(dropped.values()):
+        counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in dropped.items() if number)
+        said.append(f"images left out before the evaluation: {counts}")
+    if heldout := model.get("heldout_words"):
+        which = "it chose the epoch and counts" if len(heldout) == 1 else "they chose the epoch and count"
+        said.append(f"held out: {len(heldout)} of the seen words had no labels in training; {which} as seen")
+    for figures in protocols.values():
+        if calibration := figures.get("calibrated", {}).get("calibration"):
+            said.append(f"calibration: {_calibration_line(calibration, dataset)}")
+    return said
+
+
+def _calibration_line(calibration: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
+    chosen_on = calibration.get("chosen_on", {})
+    line = (
+        f"standardization {calibration.get('standardization')}, stacking {calibration.get('stacking', 0.0):.3g}, "
+        f"chosen on {chosen_on.get('num_images', '?')} {chosen_on.get('split', '?')} images with "
+        f"{len(chosen_on.get('heldout_words', ()))} held-out words"
+    )
+    if calibration.get("transductive"):
+        line += "; TRANSDUCTIVE: its statistics are those of the evaluated images"
+    digest = chosen_on.get("image_ids_sha256")
+    if digest is not None and digest == dataset.get("image_ids_sha256"):
+        line += "; CHOSEN ON THE EVALUATED IMAGES: not a fair figure"
+    return line
 
 
 def policies_line(protocols: Mapping[str, Mapping[str, Any]]) -> str:

@@ -5,13 +5,14 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from zsmld.report.errors import Confusion, confusion_counts, confusions
-from zsmld.report.headline import headline, percent, policies_line
+from zsmld.report.headline import headline, notes, percent
 from zsmld.report.plots import (
     SEEN_COLOUR,
     UNSEEN_COLOUR,
@@ -35,18 +36,18 @@ def build_page(report: "Report") -> str:
     main = list(report.protocols)[-1]  # the part with the most words
     words = report.protocols[main]["words"]
     labels = report.vocabulary.labels(words)
-    head = (
-        _table(*headline(report.protocols)) + f'<p class="facts">Policies: {_text(policies_line(report.protocols))}</p>'
-    )
-    for title, columns, rows, notes in published_tables(report.protocol_name, report.protocols):
-        listed = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    said = (f"{note[0].upper()}{note[1:]}" for note in notes(report.protocols, report.model, report.dataset))
+    head = _table(*headline(report.protocols)) + "".join(f'<p class="facts">{_text(note)}</p>' for note in said)
+    for title, columns, rows, remarks in published_tables(report.protocol_name, report.protocols):
+        listed = "".join(f"<li>{_text(note)}</li>" for note in remarks)
         head += (
             f'<h3>{_text(title)}</h3>{_table(columns, rows, text=(0, len(columns) - 1))}<ul class="facts">{listed}</ul>'
         )
     knowledge = ", ".join(report.external_knowledge or ["none"])
     samples = "".join(_sample(report, sample) for sample in report.samples)
     unreadable = "".join(f"<li>{_text(e['id'])}: {_text(e['error'])}</li>" for e in report.dataset["unreadable"])
-    plots, sampling = _plots(report, main, labels)
+    evaluated = _evaluated(report, main, labels)
+    plots, sampling = _plots(evaluated, main, labels)
     return PAGE.substitute(
         title=_text(f"{report.protocol_name} on {report.dataset['name']} ({report.dataset['split']})"),
         facts=f"External knowledge: {_text(knowledge)}",
@@ -54,13 +55,13 @@ def build_page(report: "Report") -> str:
         plots=plots,
         sampling=_text(sampling),
         extremes=_extremes(words),
-        errors=_errors(report, main, labels),
+        errors=_errors(evaluated, main, labels),
         samples="<h2>Sample images</h2>"
         '<p class="facts">Bars are scores; green words are truly there. Heat is the cross-attention of the head.</p>'
         f'<div class="samples">{samples}</div>'
         if samples
         else "",
-        words=_words(words, report.protocols[main]["num_images"]),
+        words=_words(words, report.protocols[main]["num_images"], report.model.get("heldout_words", ())),
         policies=_table(
             ["policy", *report.protocols],
             [
@@ -71,6 +72,14 @@ def build_page(report: "Report") -> str:
         origin=_origin(report),
         unreadable=f"<h2>Not readable</h2><ul>{unreadable}</ul>" if unreadable else "",
     )
+
+
+def _evaluated(report: "Report", main: str, labels: np.ndarray) -> "Report":
+    """The report on the images that its figures are of: without those that a policy leaves out."""
+    if report.protocols[main]["policies"]["keep_unlabelled"]:
+        return report
+    kept = (report.targets[:, labels] == 1).any(1)
+    return replace(report, scores=report.scores[kept], targets=report.targets[kept])
 
 
 def _text(value: object) -> str:
@@ -92,7 +101,7 @@ def _side(seen: bool) -> str:
     return f'<span class="{"seen" if seen else "unseen"}">{"seen" if seen else "unseen"}</span>'
 
 
-def _words(words: Mapping[str, Any], num_images: int) -> str:
+def _words(words: Mapping[str, Any], num_images: int, heldout: Sequence[str]) -> str:
     """The table of every word, best first; numbers stand in data-value, unrounded, for the script that sorts."""
     heads = ("word", "partition", "AP", "positives", "share of images, %")
     columns = "".join(
@@ -104,7 +113,8 @@ def _words(words: Mapping[str, Any], num_images: int) -> str:
     for word, figures in sorted(words.items(), key=lambda item: -(item[1]["average_precision"] or 0.0)):
         ap, count = figures["average_precision"], figures["num_positives"]
         rows.append(
-            f'<tr><td>{_text(word)}</td><td class="text">{_side(figures["seen"])}</td>'
+            f'<tr><td>{_text(word)}</td><td class="text">{_side(figures["seen"])}'
+            f"{', held out' if word in heldout else ''}</td>"
             f'<td data-value="{-1 if ap is None else ap}">{"none" if ap is None else percent(ap)}</td>'
             f'<td data-value="{count}">{count}</td>'
             f'<td data-value="{count}">{100 * count / num_images:.2f}</td></tr>'

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from zsmld.report.headline import Rows, figure_columns, percent
+from zsmld.report.headline import Rows, figure_columns
 from zsmld.resources import resource_path
 
 _TEST_SETS = ("full", "labelled", "unknown")
@@ -114,7 +114,8 @@ def published_beside(
 
     Returns:
         Figures whose protocol is known to match and whose test images are as many as the run's; and figures whose test
-        images or protocol are mixed, unknown or different, which a run cannot be compared with as they stand.
+        images, protocol or policies (`empty_words`, `average_precision`) are mixed, unknown or different, which a run
+        cannot be compared with as they stand.
 
     Example:
         >>> part = {"num_words": 81, "num_images": 107859, "policies": {"keep_unlabelled": True}}
@@ -131,7 +132,10 @@ def published_beside(
         test_set = "full" if run["policies"]["keep_unlabelled"] else "labelled"
         if figure.test_set not in (test_set, "unknown"):
             continue
-        matches = figure.protocol_matches == "yes" and figure.test_set == test_set
+        policies = run["policies"]  # papers count a word without positives as zero, and integrate all points
+        usual = policies.get("empty_words", "zero") == "zero"
+        usual &= policies.get("average_precision", "exact") in ("exact", "legacy")
+        matches = figure.protocol_matches == "yes" and figure.test_set == test_set and usual
         (same if matches and figure.num_images in (None, run["num_images"]) else unknown).append(figure)
     return same, unknown
 
@@ -147,7 +151,7 @@ def published_tables(
     """
     titles = (
         "Published on the same words and test images",
-        "Published, but test images or protocol unknown or different: not comparable as they stand",
+        "Published, but test images, protocol or policies unknown or different: not comparable as they stand",
     )
     names = figure_columns(protocols)
     tables = []
@@ -156,13 +160,13 @@ def published_tables(
         notes: dict[str, list[str]] = {}
         for figure in found:
             key = (figure.method, figure.part.upper(), figure.num_words, figure.num_images, figure.source)
-            methods.setdefault(key, {})[figure.metric] = figure.percent / 100
+            methods.setdefault(key, {})[figure.metric] = figure.percent
             if figure.note and figure.method not in notes.setdefault(figure.note, []):
                 notes[figure.note].append(figure.method)
         shown = [key for key in names if any(key in values for values in methods.values())]
         rows = [
             [f"{part} {method}", str(words), "?" if images is None else str(images)]
-            + [percent(values.get(key)) for key in shown]
+            + [f"{values[key]:g}" if key in values else "" for key in shown]
             + [source]
             for (method, part, words, images, source), values in methods.items()
         ]
