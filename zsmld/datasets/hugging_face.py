@@ -14,6 +14,7 @@ import pyarrow as pa
 from zsmld.datasets.folder import SPLIT_NAMES, distinct_words
 from zsmld.datasets.index import Split
 from zsmld.datasets.partition import read_partition
+from zsmld.datasets.rows import apply_policies
 from zsmld.datasets.table import guess_separator, indicator, split_words
 from zsmld.images import load_image
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
@@ -126,25 +127,13 @@ class HuggingFaceDataset:
         if len(unknown) and partition is None:
             some = {str(key): int(value) for key, value in unknown.head(20).items()}
             warnings.warn(f"{self.name}: words outside the vocabulary are left out: {some}", stacklevel=2)
-        kept, counts = np.ones(sum(lengths), bool), {}
+        kept = np.ones(sum(lengths), bool)
         if val_fraction is not None and divided:
             order = np.random.default_rng(seed).permutation(sum(lengths))
             num_val = round(val_fraction * sum(lengths))
             kept[order[num_val:] if split == "val" else order[:num_val]] = False
-        counts["listed"] = int(kept.sum())
-        num_seen, num_unseen = (
-            np.diff(targets[:, np.flatnonzero(self.vocabulary.is_seen == side)].indptr) for side in (True, False)
-        )
-        training = split in ("train", "val")
-        for policy, dropped in (  # the rules of `Index.dataset`
-            ("without_a_seen_word", (num_seen == 0) if training and self.vocabulary.unseen else None),
-            ("with_an_unseen_word", (num_unseen > 0) if training and exclude_unseen_images else None),
-            ("unlabelled", (num_seen + num_unseen == 0) if not keep_unlabelled else None),
-        ):
-            if dropped is not None:
-                counts[policy] = int((kept & dropped).sum())
-                kept &= ~dropped
-        counts["used"] = int(kept.sum())
+        is_seen = self.vocabulary.is_seen
+        counts = apply_policies(kept, targets, is_seen, split, keep_unlabelled, exclude_unseen_images)
         if not kept.any():
             raise ValueError(
                 f"split {split!r} of {self.name} must have images under its policies, got none: {counts}; loosen them"

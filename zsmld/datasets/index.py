@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 from zsmld.datasets.partition import read_partition
 from zsmld.datasets.rows import (
     VALUES,
+    apply_policies,
     content_digest,
     from_label_lists,
     ids_digest,
@@ -185,22 +186,9 @@ class Index:
         name, seen, unseen = self._partition(partition)
         vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates)
         rows = self._rows_of_split(split, val_fraction, seed)
-        counts = {"listed": len(rows)}
-        present = select_columns(self.targets[rows], np.array([self.label(word) for word in vocabulary], np.int64)) == 1
-        num_seen, num_unseen = (
-            np.asarray(present[:, np.flatnonzero(vocabulary.is_seen == side)].sum(1)).ravel() for side in (True, False)
-        )
+        targets = select_columns(self.targets[rows], np.array([self.label(word) for word in vocabulary], np.int64))
         kept = np.ones(len(rows), bool)
-        training = split in ("train", "val")
-        for policy, dropped in (
-            ("without_a_seen_word", (num_seen == 0) if training and unseen else None),
-            ("with_an_unseen_word", (num_unseen > 0) if training and exclude_unseen_images else None),
-            ("unlabelled", (num_seen + num_unseen == 0) if not keep_unlabelled else None),
-        ):
-            if dropped is not None:
-                counts[policy] = int((kept & dropped).sum())
-                kept &= ~dropped
-        counts["used"] = int(kept.sum())
+        counts = apply_policies(kept, targets, vocabulary.is_seen, split, keep_unlabelled, exclude_unseen_images)
         if not kept.any():
             raise ValueError(
                 f"split {split!r} of {self.name} must have images under its policies, got none: {counts}; loosen them"

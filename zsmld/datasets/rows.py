@@ -41,6 +41,42 @@ def repeated_ids(ids: pa.StringArray) -> list[str]:
     return [f"{len(twice):,} image ids stand more than once, for instance {', '.join(twice[:3])}; merge their rows"]
 
 
+def apply_policies(
+    kept: np.ndarray,
+    targets: csr_matrix,
+    is_seen: np.ndarray,
+    split: str,
+    keep_unlabelled: bool,
+    exclude_unseen_images: bool,
+) -> dict[str, int]:
+    """Drop the images that the policies of a dataset leave out.
+
+    Args:
+        kept: (M,) bool, the images of the split; changed in place.
+        targets: (M,N) of the partition's words.
+        is_seen: (N,) bool.
+        split: "train" and "val" are training images: under a zero-shot partition those have a seen word.
+        keep_unlabelled: keep images with none of the words.
+        exclude_unseen_images: drop training images that show an unseen word.
+
+    Returns:
+        How many images were listed, how many each policy took away, and how many are used.
+    """
+    counts = {"listed": int(kept.sum())}
+    present = targets == 1
+    num_seen, num_unseen = (np.asarray(present[:, np.flatnonzero(is_seen == side)].sum(1)).ravel() for side in (1, 0))
+    training = split in ("train", "val")
+    for policy, dropped in (
+        ("without_a_seen_word", (num_seen == 0) if training and not is_seen.all() else None),
+        ("with_an_unseen_word", (num_unseen > 0) if training and exclude_unseen_images else None),
+        ("unlabelled", (num_seen + num_unseen == 0) if not keep_unlabelled else None),
+    ):
+        if dropped is not None:
+            counts[policy] = int((kept & dropped).sum())
+            kept &= ~dropped
+    return counts | {"used": int(kept.sum())}
+
+
 def select_columns(targets: csr_matrix, labels: np.ndarray) -> csr_matrix:
     """Some columns of a CSR matrix, explicit zeros kept; slicing by array would be several times slower."""
     position = np.full(targets.shape[1], -1, np.int32)
