@@ -561,6 +561,26 @@ def test_test_images_are_refused_unless_told(model: ZeroShotClassifier) -> None:
     assert calibrate(model, dataset, k=2, use_test_images=True, device="cpu").chosen_on["split"] == "test"
 
 
+@pytest.mark.parametrize(
+    ("split", "option", "flag"),
+    [
+        ("test", "use_test_images", r"use_test_images=True \(--use-test-images\)"),
+        ("all", "use_test_images", r"use_test_images=True \(--use-test-images\)"),
+        ("minival", "use_test_images", r"use_test_images=True \(--use-test-images\)"),
+        ("train", "use_training_images", r"use_training_images=True \(Python only\)"),
+    ],
+)
+def test_every_split_but_val_is_refused_unless_its_own_flag_is_given(
+    model: ZeroShotClassifier, split: str, option: str, flag: str
+) -> None:
+    dataset = Pictures(WITH_UNSEEN, split=split)
+    other = {"use_test_images": "use_training_images", "use_training_images": "use_test_images"}[option]
+    for flags in ({}, {other: True}):
+        with pytest.raises(ValueError, match=rf"dataset must be the split 'val', got '{split}', .* pass {flag}"):
+            calibrate(model, dataset, k=2, device="cpu", **flags)
+    assert calibrate(model, dataset, k=2, device="cpu", **{option: True}).chosen_on["split"] == split
+
+
 def test_which_words_were_held_out_must_be_known(model: ZeroShotClassifier) -> None:
     dataset = Pictures(WITH_UNSEEN)
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Comparison of two reports: a slow bootstrap that really resamples, laws, refusals."""
 
+import hashlib
 import json
 import math
 
@@ -345,6 +346,63 @@ def test_what_is_no_report_is_refused(tmp_path, pair):
     for options in ({"num_resamples": 0}, {"confidence": 1.0}):
         with pytest.raises(ValueError, match="num_resamples must be at least 1 and confidence inside"):
             compare(*pair, **options)
+
+
+def damage(content, key, value):
+    """A report's JSON with one entry changed, or taken away for None."""
+    *path, last = key
+    inner = content
+    for name in path:
+        inner = inner[name]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (("scores_file", "sha256"), None, "scores_file must have name and sha256, or be null"),
+        (("scores_file", "name"), 3, "scores_file must have name and sha256, or be null"),
+        (("scores_file",), "b.npz", "scores_file must have name and sha256, or be null"),
+        (("protocols", "gzsl", "words"), None, "gzsl must have words"),
+        (("protocols", "zsl", "words"), [], "zsl must have words"),
+        (("protocols", "gzsl", "policies"), None, "gzsl must have policies"),
+        (("protocols", "gzsl", "policies", "top_k"), "3", "gzsl must have the policy top_k, got '3'"),
+        (("protocols", "zsl", "policies", "empty_words"), None, "zsl must have the policy empty_words, got None"),
+        (("protocols", "gzsl"), 7, "'gzsl' is no part of a protocol"),
+        (("protocols", "gzsl", "f1_at_3"), "high", "gzsl f1_at_3 is high there"),
+    ],
+)
+def test_a_damaged_report_is_named_and_so_is_what_it_lacks(pair, key, value, message):
+    content = json.loads(pair[1].read_text())
+    damage(content, key, value)
+    pair[1].write_text(json.dumps(content))
+    found = refused(*pair)
+    assert "b.json must" in found and message in found
+
+
+def test_a_report_with_words_that_have_no_scores_is_refused(pair):
+    content = json.loads(pair[1].read_text())
+    content["protocols"]["gzsl"]["words"]["zebra"] = content["protocols"]["gzsl"]["words"]["word 0"]
+    pair[1].write_text(json.dumps(content))
+    assert "must have the words of its scores, ['zebra'] have none" in refused(*pair)
+
+
+@pytest.mark.parametrize("how", ["cut", "other arrays", "no archive"])
+def test_a_scores_file_that_cannot_be_read_is_named_though_its_hash_fits(tmp_path, pair, how):
+    file = tmp_path / "b.npz"
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif how == "other arrays":
+        np.savez(file, logits=np.zeros((2, 2), np.float32))
+    else:
+        file.write_bytes(b"PK\x03\x04 no archive")
+    content = json.loads(pair[1].read_text())
+    content["scores_file"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    pair[1].write_text(json.dumps(content))
+    assert "b.npz must be the scores that the report was saved with, it cannot be read as such" in refused(*pair)
 
 
 def test_images_with_equal_ids_cannot_be_brought_into_another_order(tmp_path):

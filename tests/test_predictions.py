@@ -214,6 +214,13 @@ def test_double_precision_is_kept(tmp_path, kind):
     assert report.dataset["targets_sha256"] == truth.sha256
 
 
+def test_numbers_of_another_byte_order_keep_their_precision():
+    values = np.array([[1e9 + 0.5], [1e9]])
+    for dtype in (">f8", np.longdouble):
+        scores, _ = align(Matrix(values.astype(dtype)), Matrix(np.array([[1], [0]], np.int8)))
+        assert scores.values.dtype == np.float64 and (scores.values == values).all()
+
+
 def test_whole_numbers_and_half_precision_keep_their_order():
     order = np.array([[2**24 + 1], [2**24]])
     truth = Matrix(np.array([[1], [0]]), words=("a",))

@@ -356,6 +356,14 @@ def test_a_calibration_says_what_makes_it_unfair():
         assert "CHOSEN ON THE EVALUATED IMAGES: not a fair figure" in text
 
 
+@pytest.mark.parametrize(("split", "said"), [("all", "on test images"), ("train", "on training images")])
+def test_a_calibration_on_other_images_than_validation_ones_is_named_so(split, said):
+    report = make_report()
+    calibration = {"standardization": "none", "stacking": 0.5, "chosen_on": {"split": split}}
+    report.protocols["gzsl"]["calibrated"] = {"f1_at_3": 0.375, "calibration": calibration}
+    assert all(f"GZSL, calibrated ({said})" in text for text in everywhere(report))
+
+
 def test_held_out_words_and_images_left_out_are_said():
     report = make_report()
     assert all("held out" not in text and "left out" not in text for text in everywhere(report))

@@ -104,7 +104,8 @@ class Predictor:
         if self.calibration is not None and self.calibration.transductive:
             raise ValueError(
                 "calibrated must be False for this model, its calibration is transductive: it needs all images at once "
-                "where these are streamed; calibrate without transductive=True"
+                "where these are streamed; pass calibrated=False (--uncalibrated), or calibrate without "
+                "transductive=True (--transductive)"
             )
         # Their logits standardise each image's; they are scored in one pass with the words.
         self._reference: tuple[Tensor, ...] | None = None

@@ -28,7 +28,7 @@ class Protocol:
         empty_words: a word without positives counts as "zero" or is left out ("skip").
         average_precision: "exact" (ties share a threshold, as scikit-learn), "legacy" (the official ML-Decoder code),
             "integral" or "11point" (PaddleClas; "11point" is also Pascal VOC 2007's).
-        top_k: the K of F1@K.
+        top_k: the K of F1@K; one that is larger than the number of ranked words is left out.
         threshold: score in [0,1] from which a word counts as given, for CP, CR, CF1, OP, OR and OF1.
         words_file: file below `data/` with the protocol's seen and unseen words, in the order in which a matrix without
             words is read; None where any words will do.

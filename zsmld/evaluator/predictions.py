@@ -273,7 +273,7 @@ def align(scores: Matrix, targets: Matrix) -> tuple[Matrix, Matrix]:
             f"{targets.source} {targets.values.shape}; write them for the same images and words"
         )
     given = scores.values.dtype
-    kept = np.dtype(np.float32 if given == np.float16 else given if given.kind == "f" else np.float64)
+    kept = np.dtype(np.float32 if given in (np.float16, np.float32) else np.float64)
 
     def check(part: np.ndarray) -> None:
         if given.kind in "iu" and given.itemsize == 8 and (part.max() > 2**53 or part.min() < -(2**53)):

@@ -84,7 +84,8 @@ def _calibrated_title(figures: Mapping[str, Any]) -> str:
     calibration = figures.get("calibration", {})
     unfair = ["transductive"] if calibration.get("transductive") else []
     split = calibration.get("chosen_on", {}).get("split", "val")
-    unfair += [f"on {split} images"] if split != "val" else []
+    if split != "val":  # "all" holds test images too
+        unfair.append("on training images" if split == "train" else "on test images")
     return f"GZSL, calibrated ({', '.join(unfair)})" if unfair else "GZSL, calibrated"
 
 

@@ -30,6 +30,7 @@ class PublishedFigure:
         protocol_matches: "yes" where the protocol is known to be that of zsmld, else "no" or "unknown".
         source: the paper or the page it stands on.
         note: what a reader must know besides.
+        printed: `percent` with the decimals that it was published with.
     """
 
     method: str
@@ -43,13 +44,15 @@ class PublishedFigure:
     protocol_matches: str
     source: str
     note: str
+    printed: str = ""
 
 
 def read_published(path: str | Path | None = None) -> list[PublishedFigure]:
     """Read published figures.
 
     Args:
-        path: a CSV file with a column for each attribute of `PublishedFigure`; default the one that comes with zsmld.
+        path: a CSV file with a column for each attribute of `PublishedFigure` but `printed`; default the one that comes
+            with zsmld.
 
     Raises:
         FileNotFoundError: if the file is not there.
@@ -61,7 +64,7 @@ def read_published(path: str | Path | None = None) -> list[PublishedFigure]:
     """
     path = resource_path("evaluation", "published.csv") if path is None else Path(path)
     reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
-    columns = [field.name for field in fields(PublishedFigure)]
+    columns = [field.name for field in fields(PublishedFigure) if field.name != "printed"]
     if reader.fieldnames != columns:
         raise ValueError(
             f"{path.name} must have the columns {columns}, got {reader.fieldnames}; correct its first line"
@@ -96,7 +99,7 @@ def _parse(row: Mapping[str, Any]) -> PublishedFigure:
     if empty:
         raise ValueError(f"{', '.join(empty)} must not be empty")
     numbers = {"num_words": int(row["num_words"]), "num_images": int(row["num_images"]) if row["num_images"] else None}
-    return PublishedFigure(**{**row, **numbers, "percent": value})
+    return PublishedFigure(**{**row, **numbers, "percent": value, "printed": row["percent"].strip()})
 
 
 def published_beside(
@@ -156,17 +159,17 @@ def published_tables(
     names = figure_columns(protocols)
     tables = []
     for title, found in zip(titles, published_beside(protocol_name, protocols, figures), strict=True):
-        methods: dict[tuple[str, str, int, int | None, str], dict[str, float]] = {}
+        methods: dict[tuple[str, str, int, int | None, str], dict[str, str]] = {}
         notes: dict[str, list[str]] = {}
         for figure in found:
             key = (figure.method, figure.part.upper(), figure.num_words, figure.num_images, figure.source)
-            methods.setdefault(key, {})[figure.metric] = figure.percent
+            methods.setdefault(key, {})[figure.metric] = figure.printed or str(figure.percent)
             if figure.note and figure.method not in notes.setdefault(figure.note, []):
                 notes[figure.note].append(figure.method)
         shown = [key for key in names if any(key in values for values in methods.values())]
         rows = [
             [f"{part} {method}", str(words), "?" if images is None else str(images)]
-            + [f"{values[key]:g}" if key in values else "" for key in shown]
+            + [values.get(key, "") for key in shown]
             + [source]
             for (method, part, words, images, source), values in methods.items()
         ]
