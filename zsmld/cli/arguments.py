@@ -44,9 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--uncalibrated", action="store_true", help="scores as the network gives them")
     predict.add_argument("--output", help=".jsonl or .csv; default a table on the screen")
-    predict.add_argument("--batch-size", type=int, default=32, help="images a batch (default: %(default)s)")
-    predict.add_argument("--num-workers", type=int, default=0, help="processes that decode (default: %(default)s)")
-    _add_device(predict)
+    _add_scoring(predict, batch_size=32)
 
     train = verb("train", verbs.train, "train a recipe", "zsmld train scenes_zsl trainer.epochs=2 --output runs/quick")
     train.add_argument("recipe", help="name of a bundled recipe, or a YAML file")
@@ -86,9 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--output", default="runs/evaluate", help="folder, or a .json file, for the report (default: %(default)s)"
     )
-    evaluate.add_argument("--batch-size", type=int, default=64, help="images a batch (default: %(default)s)")
-    evaluate.add_argument("--num-workers", type=int, default=0, help="processes that decode (default: %(default)s)")
-    _add_device(evaluate)
+    _add_scoring(evaluate, batch_size=64)
 
     calibrate = verb(
         "calibrate",
@@ -123,9 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--transductive", action="store_true", help="statistics from the very images that are scored; labelled so"
     )
     calibrate.add_argument("--output", help="folder for the calibrated model (default: the model's own folder)")
-    calibrate.add_argument("--batch-size", type=int, default=64, help="images a batch (default: %(default)s)")
-    calibrate.add_argument("--num-workers", type=int, default=0, help="processes that decode (default: %(default)s)")
-    _add_device(calibrate)
+    _add_scoring(calibrate, batch_size=64)
 
     prepare = verb(
         "prepare",
@@ -168,6 +162,12 @@ def build_parser() -> argparse.ArgumentParser:
     recipes.add_argument("action", nargs="?", choices=("list", "copy"), default="list")
     recipes.add_argument("name", nargs="?", help="the recipe to copy here")
     return parser
+
+
+def _add_scoring(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="images a batch (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that decode (default: %(default)s)")
+    _add_device(parser)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

@@ -33,8 +33,7 @@ def predict(options: argparse.Namespace) -> int:
     if options.words is not None:
         words = [word for word in options.words.split(",") if word.strip()]
     if options.words_file is not None:
-        lines = Path(options.words_file).read_text(encoding="utf-8-sig").splitlines()
-        words = [line for line in lines if line.strip()]
+        words = _lines(options.words_file)
     suffix = Path(options.output).suffix if options.output else ""
     if options.output and suffix not in (".jsonl", ".csv"):
         raise ValueError(f"--output must end in .jsonl or .csv, got {options.output}; rename it")
@@ -181,8 +180,7 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
     else:
         targets, vocabulary = read_matrix(options.targets), None
     if options.words_file:
-        lines = Path(options.words_file).read_text(encoding="utf-8-sig").splitlines()
-        words = tuple(line.strip() for line in lines if line.strip())
+        words = tuple(_lines(options.words_file))
         scores, targets = (
             m if m.words else replace(m, words=words, words_from=options.words_file) for m in (scores, targets)
         )
@@ -198,6 +196,11 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
         dataset=name,
         split=options.split,
     )
+
+
+def _lines(path: str) -> list[str]:
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def calibrate(options: argparse.Namespace) -> int:

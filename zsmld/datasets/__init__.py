@@ -10,7 +10,7 @@ the index, which the dataset "prepared" opens at once.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from zsmld.datasets.coco import read_coco
 from zsmld.datasets.folder import read_folder
 from zsmld.datasets.hugging_face import HuggingFaceDataset
 from zsmld.datasets.image_list import read_image_list
-from zsmld.datasets.index import Index, IndexedDataset, MissingImages, refuse
+from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split, refuse
 from zsmld.datasets.nus_wide import read_nus_wide
 from zsmld.datasets.open_images import read_open_images
 from zsmld.datasets.partition import read_partition
@@ -29,7 +29,7 @@ from zsmld.datasets.rows import ids_digest
 from zsmld.datasets.scenes import Scenes
 from zsmld.datasets.table import read_table, table
 from zsmld.datasets.voc import read_voc
-from zsmld.vocabulary import Vocabulary
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
 
 __all__ = [
     "DATASETS",
@@ -102,10 +102,7 @@ def prepare(
         raise ValueError(f"dataset must be one of {sorted(READERS)}, got {name!r}; correct the name")
     if missing_images not in ("error", "drop"):
         raise ValueError(f"missing_images must be 'error' or 'drop', got {missing_images!r}; choose one")
-    known = _options(READERS[name])
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"dataset {name!r} takes {sorted(known)}, got {unknown} besides; correct the names")
+    _check_names(name, options, _options(READERS[name]))
     if num_decoded < 0:
         raise ValueError(f"num_decoded must not be negative, got {num_decoded}; 0 decodes none")
     if output is not None and Path(output).is_file():
@@ -153,12 +150,18 @@ def _options(reader: Reader) -> dict[str, inspect.Parameter]:
     return dict(list(inspect.signature(reader).parameters.items())[2:])
 
 
+def _check_names(name: str, options: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"dataset {name!r} takes {sorted(known)}, got {unknown} besides; correct the names")
+
+
 def _prepared(
     path: str | Path,
-    split: str,
+    split: Split,
     root: str | Path | None = None,
     partition: str | Path | None = None,
-    templates: tuple[str, ...] = ("a photo of a {}.",),
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
     keep_unlabelled: bool = True,
     exclude_unseen_images: bool = False,
     val_fraction: float | None = None,
@@ -166,7 +169,7 @@ def _prepared(
 ) -> IndexedDataset:
     """An index that `zsmld prepare` wrote; the arguments are those of `Index.open` and `Index.dataset`."""
     index = Index.open(path, root)
-    return index.dataset(split, partition, templates, keep_unlabelled, exclude_unseen_images, val_fraction, seed)  # type: ignore[arg-type]
+    return index.dataset(split, partition, templates, keep_unlabelled, exclude_unseen_images, val_fraction, seed)
 
 
 DATASETS: dict[str, Callable[..., Any]] = {
@@ -195,9 +198,7 @@ def build_dataset(name: str, **options: Any) -> Any:
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}; correct the name")
     known = inspect.signature(DATASETS[name]).parameters
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"dataset {name!r} takes {sorted(known)}, got {unknown} besides; correct the names")
+    _check_names(name, options, known)
     needed = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in options]
     if needed:
         raise ValueError(f"dataset {name!r} must be given {needed}, got {sorted(options)}; add them")

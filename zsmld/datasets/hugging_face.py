@@ -14,7 +14,7 @@ import pyarrow as pa
 from zsmld.datasets.folder import SPLIT_NAMES, distinct_words
 from zsmld.datasets.index import Split
 from zsmld.datasets.partition import read_partition
-from zsmld.datasets.rows import apply_policies
+from zsmld.datasets.rows import apply_policies, check_split, share_of_training
 from zsmld.datasets.table import guess_separator, indicator, split_words
 from zsmld.images import load_image
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
@@ -78,14 +78,11 @@ class HuggingFaceDataset:
         val_fraction: float | None = None,
         seed: int = 0,
     ) -> None:
-        if split not in ("train", "val", "test", "all"):
-            raise ValueError(f"split must be 'train', 'val', 'test' or 'all', got {split!r}; choose one")
+        check_split(split, val_fraction)
         if partition is not None and words is not None:
             raise ValueError(
                 "words must be left out beside partition, got both; the partition's words are the vocabulary"
             )
-        if val_fraction is not None and not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}; lower it")
         parts = _parts(path, config)
         self.name = Path(path).name if isinstance(path, (str, Path)) else "hugging_face"
         self.split = split
@@ -129,9 +126,7 @@ class HuggingFaceDataset:
             warnings.warn(f"{self.name}: words outside the vocabulary are left out: {some}", stacklevel=2)
         kept = np.ones(sum(lengths), bool)
         if val_fraction is not None and divided:
-            order = np.random.default_rng(seed).permutation(sum(lengths))
-            num_val = round(val_fraction * sum(lengths))
-            kept[order[num_val:] if split == "val" else order[:num_val]] = False
+            kept = share_of_training(split, sum(lengths), val_fraction, seed)
         is_seen = self.vocabulary.is_seen
         counts = apply_policies(kept, targets, is_seen, split, keep_unlabelled, exclude_unseen_images)
         if not kept.any():

@@ -20,12 +20,14 @@ from zsmld.datasets.partition import read_partition
 from zsmld.datasets.rows import (
     VALUES,
     apply_policies,
+    check_split,
     content_digest,
     from_label_lists,
     ids_digest,
     on_disk,
     repeated_ids,
     select_columns,
+    share_of_training,
     shown,
     to_label_lists,
 )
@@ -54,13 +56,19 @@ class IndexedDataset:
         manifest: what it was read from, with which policies, and how many images each of them took away.
     """
 
-    def __init__(self, index: "Index", rows: np.ndarray, split: str, vocabulary: Vocabulary, manifest: dict[str, Any]):
+    def __init__(
+        self,
+        index: "Index",
+        rows: np.ndarray,
+        split: str,
+        vocabulary: Vocabulary,
+        targets: csr_matrix,
+        manifest: dict[str, Any],
+    ) -> None:
         self.name, self.split, self.root, self.missing = index.name, split, index.root, index.missing
-        self.vocabulary, self.manifest = vocabulary, manifest
-        self.splits = (*sorted(set(index.splits.tolist())), *(["val"] if manifest["policies"]["val_fraction"] else []))
+        self.vocabulary, self.targets, self.manifest = vocabulary, targets, manifest
+        self.splits = (*index.split_names, *(["val"] if manifest["policies"]["val_fraction"] else []))
         self.ids, self.paths = index.ids.take(pa.array(rows)), index.paths.take(pa.array(rows))
-        labels = np.array([index.label(word) for word in vocabulary], np.int64)
-        self.targets = select_columns(index.targets[rows], labels)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,14 +134,15 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def label(self, word: str) -> int:
-        """Column of a word; −1 if there is none."""
-        return self._labels.get(word, -1)
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that have images, sorted."""
+        return tuple(sorted(set(self.splits.tolist())))
 
     def to_text(self) -> str:
         """What a person must see of a download: counts, words, partitions, policies."""
         lines = [f"{self.name} in {self.root}", f"{'split':<8}{'images':>10}{'labels/image':>14}"]
-        for split in sorted(set(self.splits.tolist())):
+        for split in self.split_names:
             rows = np.flatnonzero(self.splits == split)
             lines.append(f"{split:<8}{len(rows):>10,}{(self.targets[rows] == 1).sum() / len(rows):>14.4f}")
         sides = ", ".join(
@@ -186,7 +195,7 @@ class Index:
         name, seen, unseen = self._partition(partition)
         vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates)
         rows = self._rows_of_split(split, val_fraction, seed)
-        targets = select_columns(self.targets[rows], np.array([self.label(word) for word in vocabulary], np.int64))
+        targets = select_columns(self.targets[rows], np.array([self._labels[word] for word in vocabulary], np.int64))
         kept = np.ones(len(rows), bool)
         counts = apply_policies(kept, targets, vocabulary.is_seen, split, keep_unlabelled, exclude_unseen_images)
         if not kept.any():
@@ -206,7 +215,7 @@ class Index:
             "images": counts,
             "missing_images": sum(self.manifest.get("missing_by_split", {}).values()),
         }
-        return IndexedDataset(self, rows[kept], split, vocabulary, manifest)
+        return IndexedDataset(self, rows[kept], split, vocabulary, targets[np.flatnonzero(kept)], manifest)
 
     def partition_of(self, protocol: Protocol) -> str | None:
         """Name of the first partition that a protocol is about; None if there is none."""
@@ -237,24 +246,19 @@ class Index:
         return name, seen, unseen
 
     def _rows_of_split(self, split: str, val_fraction: float | None, seed: int) -> np.ndarray:
-        if split not in ("train", "val", "test", "all"):
-            raise ValueError(f"split must be 'train', 'val', 'test' or 'all', got {split!r}; choose one")
-        if val_fraction is not None and not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}; lower it")
+        check_split(split, val_fraction)
         if split == "all":
             return np.arange(len(self))
         rows = np.flatnonzero(self.splits == split)
         if val_fraction is not None and split in ("train", "val"):
             rows = np.flatnonzero(self.splits == "train")
-            order = np.random.default_rng(seed).permutation(len(rows))
-            num_val = round(val_fraction * len(rows))
-            rows = rows[np.sort(order[:num_val] if split == "val" else order[num_val:])]
+            rows = rows[share_of_training(split, len(rows), val_fraction, seed)]
         if not len(rows):
             instead = (
                 "; pass val_fraction to take some of the training images" if split == "val" else "; choose another"
             )
             raise ValueError(
-                f"split {split!r} of {self.name} must have images, it has {sorted(set(self.splits.tolist()))}{instead}"
+                f"split {split!r} of {self.name} must have images, it has {list(self.split_names)}{instead}"
             )
         return rows
 
@@ -267,7 +271,7 @@ class Index:
             self.manifest["counts"] = self.manifest.get("counts", {}) | {"images_that_share_a_file": shared}
         found = on_disk(self.root, self.paths)
         missing = self.paths.filter(pa.array(~found)).to_pylist()
-        by_split = {split: int((~found[self.splits == split]).sum()) for split in sorted(set(self.splits.tolist()))}
+        by_split = {split: int((~found[self.splits == split]).sum()) for split in self.split_names}
         if missing and (missing_images == "error" or not found.any()):
             use_others = "" if not found.any() else ", or missing_images=drop to use the others"
             problems.append(
@@ -320,7 +324,7 @@ class Index:
                 columns[name] = to_label_lists(self.targets, value)
         pq.write_table(pa.table(columns), folder / _ROWS, compression="zstd")
         splits = {}
-        for split in sorted(set(self.splits.tolist())):
+        for split in self.split_names:
             rows = np.flatnonzero(self.splits == split)
             present = int((self.targets[rows] == 1).sum())
             splits[split] = {

@@ -41,6 +41,31 @@ def repeated_ids(ids: pa.StringArray) -> list[str]:
     return [f"{len(twice):,} image ids stand more than once, for instance {', '.join(twice[:3])}; merge their rows"]
 
 
+def check_split(split: str, val_fraction: float | None) -> None:
+    """Refuse a split that no dataset has, or an impossible share of validation images.
+
+    Raises:
+        ValueError: with what it must be.
+    """
+    if split not in ("train", "val", "test", "all"):
+        raise ValueError(f"split must be 'train', 'val', 'test' or 'all', got {split!r}; choose one")
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}; lower it")
+
+
+def share_of_training(split: str, num_images: int, val_fraction: float, seed: int) -> np.ndarray:
+    """Which training images are "train" and which "val", (M,) bool, drawn at random but always alike.
+
+    Example:
+        >>> share_of_training("val", 10, 0.2, seed=0).sum(), share_of_training("train", 10, 0.2, seed=0).sum()
+        (np.int64(2), np.int64(8))
+    """
+    order = np.random.default_rng(seed).permutation(num_images)
+    is_val = np.zeros(num_images, bool)
+    is_val[order[: round(val_fraction * num_images)]] = True
+    return is_val if split == "val" else ~is_val
+
+
 def apply_policies(
     kept: np.ndarray,
     targets: csr_matrix,

@@ -1,7 +1,6 @@
 """Predictions that were made elsewhere: a file of scores and a file of targets, aligned by image id and word."""
 
 import csv
-import hashlib
 import pickle
 import zipfile
 import zlib
@@ -15,6 +14,7 @@ import numpy as np
 
 from zsmld.datasets import Dataset, dense_targets
 from zsmld.metrics.arrays import row_chunks
+from zsmld.report.scores_file import digest_of
 
 _ID_COLUMNS = ("id", "image_id", "image", "path", "file_name", "filename")
 _VALUE_NAMES = ("scores", "logits", "targets", "values")
@@ -137,8 +137,7 @@ def read_matrix(path: str | Path) -> Matrix:
             f"{path} must be a readable {path.suffix} file, it is not: {reason}; write it again"
         ) from error
     matrix = _from_names(content, path) if isinstance(content, dict) else _from_frame(content, path)
-    with open(path, "rb") as file:
-        return replace(matrix, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    return replace(matrix, sha256=digest_of(path))
 
 
 def _load_array(path: Path) -> dict[str, Any]:
