@@ -277,7 +277,7 @@ CALIBRATIONS = {
         "both",
         trained_words=("dog", "cat", "red car", "beach"),
         stacking=0.3,
-        reference_words=("red car", "dog"),
+        reference_words=("red car", "dog", "cat"),  # of two, each would be ±1 in every image
         word_statistics={"dog": (0.1, 0.5), "cat": (-0.2, 2.0)},
         default_statistics=(0.05, 0.8),
     ),
@@ -285,13 +285,14 @@ CALIBRATIONS = {
 
 
 @pytest.fixture(params=list(CALIBRATIONS))
-def calibrated_model(request: pytest.FixtureRequest, make_model: MakeModel) -> Any:
+def calibrated_model(request: pytest.FixtureRequest, make_model: MakeModel, images: list[Image.Image]) -> Any:
     """A calibrated model; each word's threshold is such that about half of the images are given it."""
     model = make_model(output="sum")
     calibration = CALIBRATIONS[request.param]
-    pictures = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(9)]
-    calibrated = calibration.apply(plain_logits(model, pictures, WORDS), WORDS)
-    middle = dict(zip(WORDS, np.median(calibrated, axis=0).tolist(), strict=True))
+    ranked = np.sort(calibration.apply(plain_logits(model, images, WORDS), WORDS), axis=0)[2:5]  # the middle of seven
+    widest = np.diff(ranked, axis=0).argmax(0)  # no logit so near to its threshold that rounding decides
+    columns = np.arange(len(WORDS))
+    middle = dict(zip(WORDS, ((ranked[widest, columns] + ranked[widest + 1, columns]) / 2).tolist(), strict=True))
     default = middle.pop("zebra")
     model.calibration = replace(calibration, thresholds=middle, default_threshold=default).to_dict()
     return model
