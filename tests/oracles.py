@@ -248,3 +248,38 @@ def asymmetric_loss(logits, targets, gamma_neg=4.0, gamma_pos=0.0, clip=0.05) ->
                 shifted = max(p - clip, 0.0)
                 total -= shifted**gamma_neg * math.log(max(1 - shifted, 1e-8))
     return total
+
+
+def two_way_loss(logits, targets, temperature_pos=4.0, temperature_neg=1.0) -> float:
+    """Kobayashi, CVPR 2023: the official mean over images and over words, times the images with something present."""
+    rows = [list(zip(*row, strict=True)) for row in zip(logits, targets, strict=True)]  # (logit, target) by image
+    columns = [list(column) for column in zip(*rows, strict=True)]  # and by word
+    costs = []
+    for groups in (rows, columns):
+        present = [group for group in groups if any(target == 1 for _, target in group)]
+        total = sum(_two_way_cost(group, temperature_pos, temperature_neg) for group in present)
+        costs.append(total / len(present) if present else 0.0)
+    return sum(costs) * sum(1 for row in rows if any(target == 1 for _, target in row))
+
+
+def _two_way_cost(group, temperature_pos, temperature_neg) -> float:
+    """log(1 + (Σ exp(x⁻/T⁻))^T⁻ · (Σ exp(−x⁺/T⁺))^T⁺) of one row or column."""
+    absent = sum(math.exp(logit / temperature_neg) for logit, target in group if target == 0)
+    present = sum(math.exp(-logit / temperature_pos) for logit, target in group if target == 1)
+    return math.log(1 + absent**temperature_neg * present**temperature_pos)
+
+
+def ranking_loss(logits, targets, margin=1.0, normalize_by="pairs") -> float:
+    """Sum over images of Σ max(0, margin + x⁻ − x⁺) over pairs, divided by the pairs or by those above 0."""
+    total = 0.0
+    for row_logits, row_targets in zip(logits, targets, strict=True):
+        hinges = [
+            max(0.0, margin + absent - present)
+            for present, is_present in zip(row_logits, row_targets, strict=True)
+            if is_present == 1
+            for absent, is_absent in zip(row_logits, row_targets, strict=True)
+            if is_absent == 0
+        ]
+        divisor = len(hinges) if normalize_by == "pairs" else sum(1 for hinge in hinges if hinge > 0)
+        total += sum(hinges) / divisor if divisor else 0.0
+    return total

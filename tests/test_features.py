@@ -154,6 +154,19 @@ def test_selected_rows_are_the_rows(rows, missing):
         np.testing.assert_array_equal(ours["targets"], theirs["targets"])
 
 
+@law
+@given(rows=st.lists(st.integers(-6, 5), max_size=8), missing=st.sampled_from([0, -1]))
+def test_a_batch_holds_its_rows_one_by_one(rows, missing):
+    dataset, _ = made(missing=missing)
+    batch, items = dataset.batch(rows), [dataset[row] for row in rows]
+    assert batch["ids"] == [item["id"] for item in items]
+    assert batch["spatial_embeddings"].shape == (len(rows), 3, 2) and batch["targets"].shape == (len(rows), 4)
+    assert batch["spatial_embeddings"].dtype == torch.float32 and batch["targets"].dtype == np.int8
+    for i, item in enumerate(items):
+        assert torch.equal(batch["spatial_embeddings"][i], item["spatial_embeddings"])
+        np.testing.assert_array_equal(batch["targets"][i], item["targets"])
+
+
 def test_a_mask_selects_its_rows():
     dataset, _ = made()
     assert dataset.select(np.array([True, False, False, True, False, False])).ids == ["image 0", "image 3"]
@@ -174,6 +187,9 @@ def test_an_index_out_of_range_ends_iteration():
     dataset, _ = made()
     with pytest.raises(IndexError):
         dataset[6]
+    with pytest.raises(IndexError):
+        dataset.batch([0, 6])
+    assert dataset[-1]["id"] == "image 5"
 
 
 def test_repr_says_how_much_there_is():

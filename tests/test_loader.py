@@ -1,5 +1,10 @@
-"""Batches: order, unreadable rows set aside, workers that change nothing."""
+"""Batches: order, unreadable rows set aside, augmentation by seeds, workers that change nothing or fail aloud."""
 
+import gc
+import multiprocessing
+import os
+import signal
+import time
 from typing import Any
 
 import numpy as np
@@ -7,8 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from zsmld.datasets.loader import load_batches
+from zsmld.datasets.loader import Batch, load_batches
+from zsmld.images import ImageAugmentation, ImageTransform
 
 
 class Rows:
@@ -57,12 +64,6 @@ def test_workers_change_nothing() -> None:
 def test_transform_is_applied_to_images_and_not_to_embeddings() -> None:
     (batch,) = load_batches(Rows(2), lambda image: image + 10, 4)
     assert batch.inputs[:, 0, 0, 0].tolist() == [10, 11]
-
-    class Embedded(Rows):
-        def __getitem__(self, row: int) -> dict[str, Any]:
-            item = super().__getitem__(row)
-            return {"spatial_embeddings": item["image"].flatten(1), "targets": item["targets"], "id": item["id"]}
-
     (batch,) = load_batches(Embedded(2), lambda image: image + 10, 4)
     assert batch.inputs.shape == (2, 3, 4) and batch.inputs.max() == 1
 
@@ -86,3 +87,133 @@ def test_other_errors_are_not_swallowed() -> None:
 def test_wrong_numbers(options: dict) -> None:
     with pytest.raises(ValueError, match="batch_size must be ≥ 1 and num_workers ≥ 0, got "):
         next(load_batches(Rows(2), None, **options))
+
+
+# ------------------------------------------------------------------------------------------------------- augmentation
+
+TRANSFORM = ImageTransform(16)
+AUGMENTATION = ImageAugmentation(0.5, 2, horizontal_flip=0.5, min_crop_area=0.5, mixup=0.2)
+
+
+class Pictures(Rows):
+    """The same rows with random pictures."""
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        item = super().__getitem__(row)
+        pixels = np.random.default_rng(row).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        return item | {"image": Image.fromarray(pixels)}
+
+
+class Embedded(Rows):
+    """The same rows with spatial embeddings."""
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        item = super().__getitem__(row)
+        return {"spatial_embeddings": item["image"].flatten(1), "targets": item["targets"], "id": item["id"]}
+
+
+def load(batch_size: int, rows: Any = None, seeds: Any = None, num_workers: int = 0, **options: Any) -> list[Batch]:
+    options = {"dataset": Pictures(9), "transform": TRANSFORM, "augmentation": AUGMENTATION} | options
+    return list(load_batches(batch_size=batch_size, rows=rows, seeds=seeds, num_workers=num_workers, **options))
+
+
+def inputs_of(batches: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.inputs for batch in batches])
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2**70)), min_size=1, max_size=12), st.integers(1, 5))
+def test_an_augmented_row_is_a_function_of_its_seed(visits: list, batch_size: int) -> None:
+    rows, seeds = zip(*visits, strict=True)
+    state = torch.get_rng_state()
+    found = inputs_of(load(batch_size, rows, seeds))
+    assert torch.equal(torch.get_rng_state(), state)
+    for inputs, row, seed in zip(found, rows, seeds, strict=True):
+        assert torch.equal(inputs, AUGMENTATION.augment(Pictures(9)[row]["image"], TRANSFORM, seed))
+
+
+def test_neither_workers_nor_the_global_state_nor_processes_change_an_augmented_row() -> None:
+    rows, seeds = [5, 1, 5, 0, 8, 5, 3], [10, 11, 12, 13, 14, 10, 16]
+    alone = inputs_of(load(2, rows, seeds))
+    assert torch.equal(alone[0], alone[5]) and not torch.equal(alone[0], alone[2])  # the same row and another seed
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    for num_workers in (1, 2):
+        assert torch.equal(inputs_of(load(3, np.array(rows), np.array(seeds), num_workers)), alone)
+        assert torch.equal(torch.get_rng_state(), state)
+    for process in (0, 1):
+        assert torch.equal(inputs_of(load(2, rows[process::2], seeds[process::2])), alone[process::2])
+
+
+def test_unreadable_rows_are_set_aside_and_shift_no_seed() -> None:
+    whole, holed = (load(4, seeds=range(9), dataset=Pictures(9, bad)) for bad in ((), (2, 7)))
+    assert [batch.rows.tolist() for batch in holed] == [[0, 1, 3], [4, 5, 6], [8]]
+    assert torch.equal(inputs_of(holed), inputs_of(whole)[[0, 1, 3, 4, 5, 6, 8]])
+
+
+@pytest.mark.parametrize("augmentation", [None, ImageAugmentation(), ImageAugmentation(mixup=1.0)])
+def test_without_augmentation_of_single_images_all_is_plain(augmentation: ImageAugmentation | None) -> None:
+    found = inputs_of(load(4, augmentation=augmentation))
+    assert torch.equal(found, torch.stack([TRANSFORM(Pictures(9)[row]["image"]) for row in range(9)]))
+    for dataset in (Rows(3), Embedded(3)):
+        assert inputs_of(load(4, dataset=dataset, augmentation=augmentation))[:, 0].flatten(1)[:, 0].tolist() == [
+            0,
+            1,
+            2,
+        ]
+
+
+@pytest.mark.parametrize("dataset", [Rows(3), Embedded(3)], ids=["images", "embeddings"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_tensors_cannot_be_augmented(dataset: Any, num_workers: int) -> None:
+    with pytest.raises(ValueError, match=r"got a tensor .*turn the image augmentation or the feature cache off"):
+        load(2, seeds=range(3), num_workers=num_workers, dataset=dataset)
+
+
+@pytest.mark.parametrize("seeds", [None, [], range(8), range(10)])
+def test_every_visit_needs_a_seed(seeds: Any) -> None:
+    number = 0 if seeds is None else len(seeds)
+    with pytest.raises(ValueError, match=f"seeds must be one for each of the 9 rows visited, got {number}; derive"):
+        load(2, seeds=seeds)
+    assert load(2, rows=[], seeds=[]) == []
+
+
+@pytest.mark.parametrize("transform", [None, np.asarray])
+def test_augmentation_needs_an_image_transform(transform: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"transform must be an ImageTransform to augment images, got .*; give that of"
+    ):
+        load(2, seeds=range(9), transform=transform)
+
+
+# ------------------------------------------------------------------------------------------------- workers that fail
+
+
+class Faulty(Rows):
+    """One row has a bug, or kills the process that reads it."""
+
+    def __init__(self, kill: bool) -> None:
+        super().__init__(9)
+        self.kill = kill
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if row == 5 and self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row == 5:
+            raise KeyError("a bug of the dataset")
+        return super().__getitem__(row)
+
+
+@pytest.mark.parametrize(
+    ("kill", "error", "message"),
+    [
+        (False, KeyError, "a bug of the dataset"),
+        (True, RuntimeError, r"DataLoader worker \(pid.*\) (is killed by signal|exited)"),
+    ],
+)
+def test_a_worker_that_fails_is_an_error_and_no_wait(kill: bool, error: type[Exception], message: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(error, match=message):
+        list(load_batches(Faulty(kill), None, 2, num_workers=2))
+    gc.collect()  # where torch waits five seconds for each worker, if its iterator hangs in the error's traceback
+    assert time.monotonic() - started < 8
+    assert not multiprocessing.active_children()

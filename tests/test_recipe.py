@@ -129,7 +129,8 @@ def test_all_errors_come_at_once_with_the_nearest_names() -> None:
         Recipe.from_dict(wrong, ["trainer.freeze=1", "a.b.c=1", "nonsense"])
     lines = [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
     for expected in (
-        "section: unknown 'a'; it takes dataset, image_encoder, text_encoder, decoder, augmentation, trainer, protocol",
+        "section: unknown 'a'; it takes dataset, image_encoder, text_encoder, decoder, augmentation, "
+        "image_augmentation, features, trainer, protocol",
         "override must be section.key=value, got 'nonsense'",
         "section: unknown 'trianer'; did you mean 'trainer'?",
         "dataset.name: unknown 'scene'; did you mean 'scenes'?",
@@ -161,7 +162,9 @@ def test_sections_that_must_be_there(section: str) -> None:
     [
         ("trainer", "epochs", 2.5),
         ("trainer", "lr", "fast"),
-        ("trainer", "cache_features", "perhaps"),
+        ("trainer", "fsdp", "perhaps"),
+        ("features", "dtype", "fp8"),
+        ("image_augmentation", "cutout", "half"),
         ("trainer", "schedule", "steps"),
         ("dataset", "num_images", [3]),
         ("image_encoder", "mean", "grey"),

@@ -40,6 +40,8 @@ class ZeroShotClassifier(nn.Module):
     Attributes:
         heldout_words: seen words that were left out of training, for selection and calibration; stored with it.
         calibration: a `zsmld.calibration.Calibration` as plain data, stored with it; None before calibration.
+        training_record: how the weights came about, as plain data: the epoch, what selected it, whether they are
+            averaged, every setting, the git revision; stored with it; None before training.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -72,6 +74,7 @@ class ZeroShotClassifier(nn.Module):
         self.recipe = recipe
         self.heldout_words: tuple[str, ...] = ()
         self.calibration: dict[str, Any] | None = None
+        self.training_record: dict[str, Any] | None = None
         if vocabulary is not None:
             self.remember_words(vocabulary, word_embeddings)
 
@@ -224,6 +227,8 @@ class ZeroShotClassifier(nn.Module):
             config["heldout_words"] = list(self.heldout_words)
         if self.calibration is not None:
             config["calibration"] = self.calibration
+        if self.training_record is not None:
+            config["training"] = self.training_record
         return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -347,8 +352,10 @@ def _from_config(
         # Checkpoints that were written before these were stored, or have none, lack the keys.
         model.heldout_words = check_words(config.get("heldout_words", ()), "heldout_words", allow_empty=True)
         model.calibration = config.get("calibration")
-        if not isinstance(model.calibration, dict | None):
-            raise TypeError(f"a calibration of type {type(model.calibration).__name__}, which is no mapping")
+        model.training_record = config.get("training")
+        for name, stored in (("calibration", model.calibration), ("training", model.training_record)):
+            if not isinstance(stored, dict | None):
+                raise TypeError(f"a {name} of type {type(stored).__name__}, which is no mapping")
         strangers = sorted(set(model.heldout_words) - set(() if vocabulary is None else vocabulary.seen))
         if strangers:
             raise ValueError(

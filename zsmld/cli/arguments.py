@@ -46,10 +46,20 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", help=".jsonl or .csv; default a table on the screen")
     _add_scoring(predict, batch_size=32)
 
-    train = verb("train", verbs.train, "train a recipe", "zsmld train scenes_zsl trainer.epochs=2 --output runs/quick")
+    train = verb(
+        "train",
+        verbs.train,
+        "train a recipe, on one device or many",
+        "zsmld train scenes_zsl trainer.epochs=2 --output runs/quick\n"
+        "  zsmld train coco_zsl_48_17 dataset.path=prepared/coco --resume\n"
+        "  torchrun --nproc_per_node 8 -m zsmld train nus_wide_zsl trainer.precision=bf16",
+    )
     train.add_argument("recipe", help="name of a bundled recipe, or a YAML file")
     train.add_argument("overrides", nargs="*", help="changes such as trainer.lr=2e-4")
     train.add_argument("--output", help="folder for log and model (default: runs/RECIPE)")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in --output, if there is one; else start"
+    )
     train.add_argument("--print-config", action="store_true", help="print the effective recipe and leave")
 
     evaluate = verb(

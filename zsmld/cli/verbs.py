@@ -77,30 +77,53 @@ def train(options: argparse.Namespace) -> int:
     """Train a recipe."""
     from zsmld import Evaluator, Recipe
     from zsmld.recipe import has_split
+    from zsmld.trainer import TrainingStopped
 
     recipe = Recipe.load(options.recipe, options.overrides)
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return 0
+    main = _is_main_process(recipe.trainer.get("device", "auto"))
+    say = print if main else _say_nothing
     output = Path(options.output or f"runs/{Path(options.recipe).stem}")
     trainer = recipe.build_trainer(output, progress=True)
     test = recipe.build_dataset("test") if has_split(trainer.dataset, "test") else None
     protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
-    print(f"train   {trainer.dataset!r}")
-    if trainer.heldout:
-        print(f"select  by the mAP of {len(trainer.heldout)} held-out seen words on {trainer.val_dataset!r}")
-    else:
-        print("select  the last epoch: no seen words are held out")
-    print(f"model   {trainer.model!r}")
-    model = trainer.fit()
-    print(f"epoch {trainer.best_epoch} of {trainer.epochs} was selected; model: {output / 'model'}")
-    for image_id, error in trainer.unreadable[:10]:
-        print(f"left out {image_id}: {error}", file=sys.stderr)
+    say(f"train   {trainer.dataset!r}")
+    say(f"select  {trainer.selection_text()}")
+    say(f"model   {trainer.model!r}")
+    try:
+        model = trainer.fit(resume=options.resume)
+    except TrainingStopped as stopped:
+        if main:
+            print(f"zsmld train: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
+    say(f"epoch {trainer.best_epoch} of {trainer.epochs} was selected; model: {output / 'model'}")
+    if main and trainer.unreadable:
+        print(f"{len(trainer.unreadable)} images could not be read: {output / 'unreadable.csv'}", file=sys.stderr)
+        for image_id, error in trainer.unreadable[:10]:
+            print(f"left out {image_id}: {error}", file=sys.stderr)
     if test is not None and protocol is not None:
-        report = Evaluator(protocol, num_samples=12, progress=True).evaluate(model, test)
-        _, page = report.save(output / "report")
-        print(f"\n{report.to_text()}\n\nreport: {page}")
+        report = Evaluator(protocol, num_samples=12, progress=main, device=trainer.device).evaluate(model, test)
+        if main:
+            _, page = report.save(output / "report")
+            print(f"\n{report.to_text()}\n\nreport: {page}")
     return 1 if trainer.unreadable else 0
+
+
+def _is_main_process(device: str) -> bool:
+    """Whether this process speaks; under torchrun or accelerate launch each process does a share of the work."""
+    import os
+
+    if "WORLD_SIZE" not in os.environ:
+        return True
+    from accelerate import PartialState
+
+    return bool(PartialState(cpu=device == "cpu").is_main_process)
+
+
+def _say_nothing(*_: object) -> None:
+    """`print` of the other processes."""
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -119,8 +142,6 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_model(options: argparse.Namespace) -> "Report | None":
-    import os
-
     from zsmld import Evaluator, Recipe, ZeroShotClassifier
 
     for name in ("targets", "partition", "words_file"):
@@ -139,11 +160,7 @@ def _evaluate_model(options: argparse.Namespace) -> "Report | None":
     protocol = [f"protocol.name={options.protocol}"] if options.protocol else []
     recipe = Recipe.from_dict(model.recipe, [*options.overrides, *protocol])
     dataset = recipe.build_dataset(options.split)
-    main = True
-    if "WORLD_SIZE" in os.environ:  # torchrun or accelerate launch: each process scores its share
-        from accelerate import PartialState
-
-        main = PartialState(cpu=options.device == "cpu").is_main_process
+    main = _is_main_process(options.device)
     evaluator = Evaluator(
         recipe.build_protocol(dataset.vocabulary),
         device=options.device,

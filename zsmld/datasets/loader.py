@@ -1,13 +1,16 @@
-"""Batches from a dataset: decoded and transformed in workers, unreadable images set aside instead of raised."""
+"""Batches from a dataset: decoded, augmented and transformed in workers; unreadable images set aside, not raised."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from zsmld.images import ImageAugmentation, ImageTransform
 
 
 @dataclass
@@ -38,8 +41,13 @@ def load_batches(
     batch_size: int,
     rows: Iterable[int] | None = None,
     num_workers: int = 0,
+    augmentation: ImageAugmentation | None = None,
+    seeds: Iterable[int] | None = None,
 ) -> Iterator[Batch]:
     """Iterate over rows of a dataset in the order given.
+
+    An image is augmented by its seed alone, so a row gives the same bits with any number of workers, and in whichever
+    process it is visited. A worker that raises or dies ends the iteration with an error.
 
     Args:
         dataset: see `zsmld.datasets`.
@@ -47,40 +55,77 @@ def load_batches(
         batch_size: images a batch.
         rows: positions to visit; default all, in order.
         num_workers: processes that decode; 0 decodes in this one.
+        augmentation: of single images; whether batches are mixed is the caller's business.
+        seeds: one for each row visited, at least 0, if images are augmented; a row may come again with another.
 
     Yields:
         `Batch`; a batch may be empty when none of its images could be read.
 
     Raises:
-        ValueError: if batch_size or num_workers make no sense.
+        ValueError: if batch_size or num_workers make no sense, or images are to be augmented without a seed for each,
+            without an `ImageTransform`, or where the dataset has tensors: spatial embeddings, or transformed images.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
             f"batch_size must be ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}; correct them"
         )
     order = list(range(len(dataset))) if rows is None else [int(row) for row in rows]
-    yield from DataLoader(
-        _Rows(dataset, transform), batch_size=batch_size, sampler=order, num_workers=num_workers, collate_fn=_collate
+    own, augment, generator = [0] * len(order), None, None
+    if augmentation is not None and augmentation.augments:
+        own = [] if seeds is None else [int(seed) for seed in seeds]
+        if len(own) != len(order):
+            raise ValueError(
+                f"seeds must be one for each of the {len(order)} rows visited, got {len(own)}; derive each from the "
+                f"run's seed, the epoch and the place in it"
+            )
+        if not isinstance(transform, ImageTransform):
+            raise ValueError(
+                f"transform must be an ImageTransform to augment images, got {type(transform).__name__}; "
+                f"give that of the image encoder or turn the image augmentation off"
+            )
+        augment = partial(augmentation.augment, transform=transform)
+        # DataLoader draws its workers' seeds from the global generator, unless it has one of its own.
+        generator = torch.Generator().manual_seed(own[0] % 2**63 if own else 0)
+    batches = DataLoader(
+        _Rows(dataset, transform, augment),
+        batch_size=batch_size,
+        sampler=list(zip(order, own, strict=True)),
+        num_workers=num_workers,
+        collate_fn=_collate,
+        generator=generator,
     )
+    try:
+        yield from batches
+    except Exception as error:
+        if num_workers:
+            # The message has the worker's own traceback. Torch's, of this process, keeps the workers in a cycle of
+            # references, from where each of them takes five seconds to end.
+            error.__traceback__ = None
+        raise
 
 
 class _Rows(Dataset[dict[str, Any]]):
-    """Rows of a dataset, transformed; an image that cannot be read is an item with its error."""
+    """Rows of a dataset, augmented and transformed; an image that cannot be read is an item with its error."""
 
-    def __init__(self, dataset: Any, transform: Callable[[Any], Tensor] | None) -> None:
-        self.dataset, self.transform = dataset, transform
+    def __init__(
+        self, dataset: Any, transform: Callable[[Any], Tensor] | None, augment: Callable[..., Tensor] | None
+    ) -> None:
+        self.dataset, self.transform, self.augment = dataset, transform, augment
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, visit: tuple[int, int]) -> dict[str, Any]:
+        row, seed = visit
         try:
             item = self.dataset[row]
         except (OSError, ValueError) as error:
             image_id = str(self.dataset.ids[row] if hasattr(self.dataset, "ids") else row)
             return {"error": str(error), "id": image_id}
         inputs = item["spatial_embeddings"] if "spatial_embeddings" in item else item["image"]
-        if self.transform is not None and "image" in item:
+        if self.augment is not None:
+            inputs = self.augment(inputs, seed=seed)
+        elif self.transform is not None and "image" in item:
             inputs = self.transform(inputs)
         return {"inputs": inputs, "targets": item["targets"], "id": item["id"], "row": row}
 

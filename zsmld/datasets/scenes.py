@@ -93,6 +93,12 @@ class Scenes:
             (np.ones(len(rows), np.int8), (rows, columns)), shape=(num_images, len(self.vocabulary)), dtype=np.int8
         )
 
+    @property
+    def captions(self) -> dict[str, list[str]]:
+        """Texts for caption queries: each colour and each shape alone, and the seen words that make it true."""
+        parts = (*COLOURS, *SHAPES)
+        return {part: [word for word in self.vocabulary.seen if part in word.split()] for part in parts}
+
     def __len__(self) -> int:
         return int(self.targets.shape[0])
 

@@ -1,4 +1,4 @@
-"""ImageEncoder: images -> spatial embeddings, with any timm or open_clip model that gives a map, and its transform.
+"""ImageEncoder: images -> spatial embeddings, with any timm or open_clip model that gives a map.
 
 An image encoder is named by a spec string:
 
@@ -7,81 +7,17 @@ An image encoder is named by a spec string:
 """
 
 import difflib
-import io
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
+
+from zsmld.images.transform import ImageTransform, Resize
 
 # These mix several scales or drop the map before their last layer: there is no (B,S,C) to attend to.
 _NO_MAP = ("pit_", "crossvit_", "coat_")
-
-Resize = Literal["squash", "crop"]
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """PIL image -> normalised tensor, as the encoder was trained to see it.
-
-    Args:
-        image_size: side in pixels of the square result.
-        mean: per channel, in [0,1].
-        std: per channel, in [0,1].
-        interpolation: "bilinear" or "bicubic".
-        resize: "squash" resizes both sides and keeps everything in view, the habit of multi-label work and the
-            default; "crop" resizes the short side and crops the centre.
-
-    Raises:
-        ValueError: on an unknown option, a size below one, or not three channels.
-
-    Example:
-        >>> ImageTransform(image_size=32)(Image.new("RGB", (80, 60))).shape
-        torch.Size([3, 32, 32])
-    """
-
-    image_size: int
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    resize: Resize = "squash"
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}; choose one")
-        if self.resize not in ("squash", "crop"):
-            raise ValueError(f"resize must be 'squash' or 'crop', got {self.resize!r}; choose one")
-        if self.image_size < 1 or len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(
-                f"image_size must be positive and mean and std have 3 values, got {self.image_size}, {self.mean}, "
-                f"{self.std}; correct them"
-            )
-
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """RGB image of any size -> (3,H,W) fp32 with H = W = image_size. A tensor is taken as transformed already."""
-        if isinstance(image, Tensor):
-            return image
-        image = self.fit(image)
-        pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255  # (3,H,W)
-        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
-
-    def fit(self, image: Image.Image) -> Image.Image:
-        """Only the geometry: RGB, (image_size, image_size); what the encoder sees, as a picture."""
-        image, size = image.convert("RGB"), (self.image_size, self.image_size)
-        if image.size == size:
-            return image
-        method = Image.Resampling[self.interpolation.upper()]
-        if self.resize == "squash":
-            return image.resize(size, method)
-        return ImageOps.fit(image, size, method)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
 class ImageEncoder(nn.Module):
@@ -347,56 +283,3 @@ def _load_timm_checkpoint(body: nn.Module, path: Path) -> None:
             f"name the model and model_kwargs it was trained with"
         )
     body.load_state_dict({key: state[key] for key in own})
-
-
-ImageSource = str | Path | Image.Image | np.ndarray | BinaryIO | bytes
-
-
-def load_image(source: ImageSource) -> Image.Image:
-    """Decode one image to RGB, upright.
-
-    Args:
-        source: a path, an open file, bytes, a PIL image, or an array (H,W), (H,W,3) or (H,W,4) of uint8.
-
-    Returns:
-        PIL RGB. EXIF rotation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
-
-    Raises:
-        FileNotFoundError: if the path does not exist.
-        ValueError: if it cannot be decoded; the message names the path.
-
-    Example:
-        >>> load_image(np.zeros((4, 6), np.uint8)).size
-        (6, 4)
-    """
-    if isinstance(source, np.ndarray):
-        if (
-            source.dtype != np.uint8
-            or source.ndim not in (2, 3)
-            or (source.ndim == 3 and source.shape[2] not in (3, 4))
-        ):
-            raise ValueError(
-                f"an image array must be uint8 (H, W), (H, W, 3) or (H, W, 4), got {source.dtype} {source.shape}; "
-                f"convert it, channels last"
-            )
-        return _to_rgb(Image.fromarray(source))
-    if isinstance(source, Image.Image):
-        return _to_rgb(source)
-    if isinstance(source, (str, Path)) and not Path(source).is_file():
-        raise FileNotFoundError(f"image must be an existing file, not found: {source}; correct the path")
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return _to_rgb(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        name = source if isinstance(source, (str, Path)) else getattr(source, "name", "image")
-        raise ValueError(f"image must be readable, cannot decode {name}: {error}; replace or remove it") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image, np.float32) / 256).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

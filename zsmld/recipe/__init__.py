@@ -5,6 +5,7 @@
     text_encoder: minilm
     decoder: {output: shared}
     augmentation: {noise: 0.1}
+    image_augmentation: {cutout: 0.5}
     trainer: {epochs: 20, lr: 2.0e-4}
     protocol: {name: gzsl}
 
@@ -12,12 +13,11 @@ Every error is reported at once, an unknown key with the nearest known one.
 """
 
 import difflib
-import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import yaml
@@ -25,39 +25,28 @@ import yaml
 from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets import DATASETS, READERS, build_dataset
 from zsmld.decoder import MLDecoder
-from zsmld.images import ImageEncoder
+from zsmld.features import FeatureCache
+from zsmld.images import ImageAugmentation, ImageEncoder
 from zsmld.model import ZeroShotClassifier
 from zsmld.protocols import PROTOCOLS, Protocol
+from zsmld.recipe.bundled import recipe_header, recipe_names
+from zsmld.recipe.values import (
+    arguments_of,
+    checked_values,
+    default_of,
+    override_value,
+    plain,
+    read_yaml,
+    refusals,
+    unknown_name,
+)
 from zsmld.resources import resource_path
 from zsmld.text import TextEncoder
 from zsmld.trainer import Trainer
+from zsmld.trainer.options import option_problems
 from zsmld.vocabulary import Vocabulary
 
-# Arguments that a recipe does not give: other sections make them, or the command does.
-_NOT_IN_RECIPE = {
-    "dataset": {"split"},
-    "decoder": {"encoder_dim", "text_dim", "num_classes"},
-    "trainer": {"model", "dataset", "val_dataset", "output", "augmentation", "text_encoder", "progress"},
-    "protocol": {"task", "num_seen", "num_unseen", "words_file"},
-    "options": {"root", "problems"},  # of a dataset's reader
-}
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML as version 1.2 has it in this: 48_17 is a text and not the number 4817, 1e-3 is a number."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+__all__ = ["Recipe", "has_split", "protocol_from", "reader_options", "recipe_header", "recipe_names"]
 
 
 @dataclass
@@ -70,6 +59,8 @@ class Recipe:
         text_encoder: spec string of a `TextEncoder`; null trains class queries.
         decoder: arguments of `MLDecoder`, but for the widths, which follow from the encoders.
         augmentation: arguments of `QueryAugmentation`.
+        image_augmentation: arguments of `ImageAugmentation`.
+        features: arguments of `FeatureCache`, such as a folder `cache`; null computes no features beforehand.
         trainer: arguments of `Trainer`.
         protocol: `name` of a protocol, and policies to change in it; default "gzsl" where the dataset has unseen words,
             else "supervised".
@@ -88,26 +79,33 @@ class Recipe:
     text_encoder: str | None = None
     decoder: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
+    image_augmentation: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, Any] | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems: list[str] = []
         for section, target in self._targets(problems).items():
+            if section == "features" and self.features is None:
+                continue  # no features is not features with every default
             given = getattr(self, section) or {}  # a section with nothing below it
             if not isinstance(given, dict):
                 problems.append(f"{section} must be a mapping, got {given!r}")
                 continue
-            setattr(self, section, _checked(section, given, target, problems))
+            setattr(self, section, checked_values(section, given, target, problems))
         if self.text_encoder is not None and not isinstance(self.text_encoder, str):
             problems.append(f"text_encoder must be a text such as minilm, got {self.text_encoder!r}")
         if not problems:
             # Names and types are right: now ranges and combinations, of all parts that cost nothing to build.
-            problems += _refusals(
+            problems += refusals(
                 lambda: QueryAugmentation(**self.augmentation),
+                lambda: ImageAugmentation(**self.image_augmentation),
+                lambda: FeatureCache(**self.features or {}),
                 lambda: self._protocol("gzsl"),
                 self._try_decoder,
             )
+            problems += [f"trainer: {problem}" for problem in self._option_problems()]
         if problems:
             raise ValueError("recipe must be valid, got:\n  - " + "\n  - ".join(problems))
 
@@ -133,7 +131,7 @@ class Recipe:
                 )
             path = resource_path("configs", f"{name_or_path}.yaml")
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            content = read_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"recipe {path} must be YAML, it cannot be read: {error}") from error
         return cls.from_dict(content, overrides)
@@ -150,9 +148,9 @@ class Recipe:
         content = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
         problems: list[str] = []
         for override in overrides:
-            _override(content, override, problems)
+            override_value(content, override, problems)
         known = [f.name for f in fields(cls)]
-        problems += [_unknown(key, known, "section") for key in content if key not in known]
+        problems += [unknown_name(key, known, "section") for key in content if key not in known]
         problems += [f"section {key} must be given" for key in ("dataset", "image_encoder") if key not in content]
         try:
             recipe = cls(**{key: content.get(key, {}) for key in known if key in content or key in known[:2]})
@@ -164,8 +162,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested mappings of what was given; what is not in them has its default."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        given: dict[str, Any] = plain(asdict(self))
+        return given
 
     def to_yaml(self) -> str:
         """The effective recipe: every argument with its value, defaults included."""
@@ -173,11 +171,11 @@ class Recipe:
         effective: dict[str, Any] = {}
         for section in (f.name for f in fields(self)):
             given = getattr(self, section)
-            if section in targets:
-                defaults = {name: _default(p) for name, p in _arguments(section, targets[section]).items()}
+            if section in targets and given is not None:
+                defaults = {name: default_of(p) for name, p in arguments_of(section, targets[section]).items()}
                 given = {**({"name": given["name"]} if "name" in given else {}), **defaults, **given}
             effective[section] = given
-        return yaml.safe_dump(_plain(effective), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(plain(effective), sort_keys=False, allow_unicode=True)
 
     # ------------------------------------------------------------------------------------------- what it describes
 
@@ -210,6 +208,8 @@ class Recipe:
             val_dataset=self.build_dataset("val") if has_split(dataset, "val") else None,
             output=output,
             augmentation=QueryAugmentation(**self.augmentation),
+            image_augmentation=ImageAugmentation(**self.image_augmentation),
+            features=None if self.features is None else FeatureCache(**self.features),
             text_encoder=text_encoder,
             progress=progress,
             **self.trainer,
@@ -231,6 +231,19 @@ class Recipe:
         policies = {key: value for key, value in self.protocol.items() if key != "name"}
         return Protocol.named(self.protocol.get("name") or default, **policies)
 
+    def _option_problems(self) -> list[str]:
+        """What is wrong with the trainer's options; None where something before it is wrong."""
+        defaults = {name: default_of(p) for name, p in arguments_of("trainer", Trainer).items()}
+        try:
+            parts = {
+                "augmentation": QueryAugmentation(**self.augmentation),
+                "image_augmentation": ImageAugmentation(**self.image_augmentation),
+                "features": None if self.features is None else FeatureCache(**self.features),
+            }
+        except ValueError:
+            return []  # it is said already
+        return option_problems(SimpleNamespace(**defaults | self.trainer | parts))
+
     def _try_decoder(self) -> None:
         widths: dict[str, Any] = {"num_classes": 100} if self.text_encoder is None else {"text_dim": 8}
         with torch.device("meta"):  # no memory, no random numbers
@@ -242,6 +255,8 @@ class Recipe:
             "image_encoder": ImageEncoder,
             "decoder": MLDecoder,
             "augmentation": QueryAugmentation,
+            "image_augmentation": ImageAugmentation,
+            "features": FeatureCache,
             "trainer": Trainer,
             "protocol": Protocol,
         }
@@ -249,10 +264,10 @@ class Recipe:
         if isinstance(name, str) and name in DATASETS:
             targets["dataset"] = DATASETS[name]
         else:
-            problems.append(_unknown(name, sorted(DATASETS), "dataset.name"))
+            problems.append(unknown_name(name, sorted(DATASETS), "dataset.name"))
         protocol = self.protocol.get("name") if isinstance(self.protocol, dict) else None
         if protocol is not None and not (isinstance(protocol, str) and protocol in PROTOCOLS):
-            problems.append(_unknown(protocol, sorted(PROTOCOLS), "protocol.name"))
+            problems.append(unknown_name(protocol, sorted(PROTOCOLS), "protocol.name"))
         return targets
 
 
@@ -272,7 +287,7 @@ def reader_options(name: str, assignments: Sequence[str]) -> dict[str, Any]:
         {'year': 2014}
     """
     if name not in READERS:
-        raise ValueError(_unknown(name, sorted(READERS), "dataset"))
+        raise ValueError(unknown_name(name, sorted(READERS), "dataset"))
     return _assigned("options", assignments, READERS[name])
 
 
@@ -293,122 +308,8 @@ def _assigned(section: str, assignments: Sequence[str], target: Callable[..., An
     problems: list[str] = []
     given: dict[str, Any] = {}
     for assignment in assignments:
-        _override(given, assignment, problems)
-    checked = _checked(section, given, target, problems)
+        override_value(given, assignment, problems)
+    checked = checked_values(section, given, target, problems)
     if problems:
         raise ValueError(f"{section} must be valid, got:\n  - " + "\n  - ".join(problems))
     return checked
-
-
-def recipe_names() -> list[str]:
-    """Names of the bundled recipes, sorted."""
-    return sorted(path.stem for path in resource_path("configs").glob("*.yaml"))
-
-
-def recipe_header(name: str) -> dict[str, str]:
-    """The comment lines that open a bundled recipe: "source", "cost", "expected result", "command"."""
-    header: dict[str, str] = {}
-    key = ""
-    for line in resource_path("configs", f"{name}.yaml").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        text = line.removeprefix("#").strip()
-        title, colon, rest = text.partition(": ")
-        if colon and title.lower() in ("source", "cost", "expected result", "command"):
-            key = title.lower()
-            header[key] = rest
-        elif key:
-            header[key] += " " + text
-    return header
-
-
-def _arguments(section: str, target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    hidden = _NOT_IN_RECIPE.get(section, set())
-    return {
-        name: p for name, p in inspect.signature(target).parameters.items() if name not in hidden and name != "self"
-    }
-
-
-def _checked(section: str, given: dict[str, Any], target: Callable[..., Any], problems: list[str]) -> dict[str, Any]:
-    """Values of a section converted to their types; what is wrong goes to `problems`."""
-    from jsonargparse import ArgumentParser
-
-    arguments = _arguments(section, target)
-    checked: dict[str, Any] = {}
-    for key, value in given.items():
-        if key == "name" and section in ("dataset", "protocol"):
-            checked[key] = value
-        elif key not in arguments:
-            names = ["name", *arguments] if section == "dataset" else list(arguments)
-            problems.append(_unknown(key, names, section))
-        else:
-            parser = ArgumentParser(exit_on_error=False)
-            parser.add_argument(f"--{key}", type=arguments[key].annotation)
-            if type(value) is int and str in get_args(arguments[key].annotation):
-                value = str(value)  # a partition may be called 80
-            try:
-                checked[key] = parser.parse_object({key: value})[key]
-            except Exception as error:  # jsonargparse has its own kinds; the reader needs key, type and value
-                expected = inspect.formatannotation(arguments[key].annotation)
-                if "Expected" not in str(error) and "validate" not in str(error):
-                    raise
-                problems.append(f"{section}.{key} must be {expected}, got {value!r}")
-    optional = given if section != "protocol" else {"name"}  # a protocol's name may follow from the dataset
-    required = [name for name, p in arguments.items() if p.default is inspect.Parameter.empty and name not in optional]
-    problems += [f"{section}.{name} must be given" for name in required]
-    return checked
-
-
-def _refusals(*builders: Callable[[], Any]) -> list[str]:
-    """What the builders say against what they are given."""
-    said = []
-    for build in builders:
-        try:
-            build()
-        except ValueError as error:
-            said.append(str(error))
-    return said
-
-
-def _override(content: dict[str, Any], override: str, problems: list[str]) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        problems.append(f"override must be section.key=value, got {override!r}")
-        return
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        value = text
-    if value == "" and text.strip() in ("|", ">"):  # a block of YAML without lines; here it is a separator
-        value = text.strip()
-    inner: Any = content
-    for key in keys[:-1]:
-        inner[key] = dict(inner.get(key) or {}) if isinstance(inner.get(key), (dict, type(None))) else inner[key]
-        inner = inner[key]
-        if not isinstance(inner, dict):
-            problems.append(f"override {override!r} must name a section with keys, {key} has none")
-            return
-    inner[keys[-1]] = value
-
-
-def _unknown(name: Any, known: Sequence[str], where: str) -> str:
-    near = difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-    return f"{where}: unknown {name!r}; {hint}"
-
-
-def _default(parameter: inspect.Parameter) -> Any:
-    """A parameter's default; what a dataclass makes afresh for each object is an empty mapping in all our doors."""
-    if parameter.default is inspect.Parameter.empty:
-        return None
-    plain = (bool, int, float, str, tuple, type(None))
-    return parameter.default if isinstance(parameter.default, plain) else {}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value

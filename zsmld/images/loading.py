@@ -1,0 +1,60 @@
+"""Images from files, bytes and arrays: decoded to RGB, upright."""
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ImageSource = str | Path | Image.Image | np.ndarray | BinaryIO | bytes
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Decode one image to RGB, upright.
+
+    Args:
+        source: a path, an open file, bytes, a PIL image, or an array (H,W), (H,W,3) or (H,W,4) of uint8.
+
+    Returns:
+        PIL RGB. EXIF rotation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
+
+    Raises:
+        FileNotFoundError: if the path does not exist.
+        ValueError: if it cannot be decoded; the message names the path.
+
+    Example:
+        >>> load_image(np.zeros((4, 6), np.uint8)).size
+        (6, 4)
+    """
+    if isinstance(source, np.ndarray):
+        if (
+            source.dtype != np.uint8
+            or source.ndim not in (2, 3)
+            or (source.ndim == 3 and source.shape[2] not in (3, 4))
+        ):
+            raise ValueError(
+                f"an image array must be uint8 (H, W), (H, W, 3) or (H, W, 4), got {source.dtype} {source.shape}; "
+                f"convert it, channels last"
+            )
+        return _to_rgb(Image.fromarray(source))
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    if isinstance(source, (str, Path)) and not Path(source).is_file():
+        raise FileNotFoundError(f"image must be an existing file, not found: {source}; correct the path")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return _to_rgb(image)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        name = source if isinstance(source, (str, Path)) else getattr(source, "name", "image")
+        raise ValueError(f"image must be readable, cannot decode {name}: {error}; replace or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return Image.fromarray((np.asarray(image, np.float32) / 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

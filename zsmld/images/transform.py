@@ -1,0 +1,71 @@
+"""ImageTransform: PIL image -> normalised tensor, as an image encoder was trained to see it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Resize = Literal["squash", "crop"]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """PIL image -> normalised tensor, as the encoder was trained to see it.
+
+    Args:
+        image_size: side in pixels of the square result.
+        mean: per channel, in [0,1].
+        std: per channel, in [0,1].
+        interpolation: "bilinear" or "bicubic".
+        resize: "squash" resizes both sides and keeps everything in view, the habit of multi-label work and the
+            default; "crop" resizes the short side and crops the centre.
+
+    Raises:
+        ValueError: on an unknown option, a size below one, or not three channels.
+
+    Example:
+        >>> ImageTransform(image_size=32)(Image.new("RGB", (80, 60))).shape
+        torch.Size([3, 32, 32])
+    """
+
+    image_size: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    resize: Resize = "squash"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}; choose one")
+        if self.resize not in ("squash", "crop"):
+            raise ValueError(f"resize must be 'squash' or 'crop', got {self.resize!r}; choose one")
+        if self.image_size < 1 or len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(
+                f"image_size must be positive and mean and std have 3 values, got {self.image_size}, {self.mean}, "
+                f"{self.std}; correct them"
+            )
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """RGB image of any size -> (3,H,W) fp32 with H = W = image_size. A tensor is taken as transformed already."""
+        if isinstance(image, Tensor):
+            return image
+        image = self.fit(image)
+        pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255  # (3,H,W)
+        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """Only the geometry: RGB, (image_size, image_size); what the encoder sees, as a picture."""
+        image, size = image.convert("RGB"), (self.image_size, self.image_size)
+        if image.size == size:
+            return image
+        method = Image.Resampling[self.interpolation.upper()]
+        if self.resize == "squash":
+            return image.resize(size, method)
+        return ImageOps.fit(image, size, method)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}

@@ -1,0 +1,185 @@
+"""Never lose work: the state of a training on disk, whole or not at all, and signals that end it at a step's end."""
+
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: optimiser steps that are done.
+        epoch_loss: summed loss of the epoch that has begun, over all processes.
+        epoch_images: images it was summed over.
+        history: one record an epoch.
+        best: the figure that selected the best epoch so far.
+        best_epoch: that epoch, from 1.
+        best_weights: its weights, on the CPU.
+        unreadable: error by image id.
+    """
+
+    step: int = 0
+    epoch_loss: float = 0.0
+    epoch_images: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float = -math.inf
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class TrainingStopped(Exception):  # it is no error: somebody asked for it
+    """Training was stopped by a signal. What it had learnt is saved, if there is an output folder.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class StopSignal:
+    """While entered, SIGTERM and the first Ctrl-C are noted instead of ending the process; a second Ctrl-C does.
+
+    Attributes:
+        received: number of the signal, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state: into a neighbour that takes the file's place once it is on the disk.
+
+    Raises:
+        OSError: if it cannot be written; the file that was there stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")  # one name: what a killed run leaves is overwritten by the next
+    try:
+        with temporary.open("wb") as file:
+            try:
+                torch.save({"format": _FORMAT, **state}, file)
+            except RuntimeError as error:  # torch's writer turns a full disk into its own kind
+                raise OSError(str(error)) from error
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote: tensors and plain values, no code.
+
+    Raises:
+        ValueError: if the file is damaged or of another version.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and pickle have many kinds; the reader needs the path
+        raise ValueError(
+            f"checkpoint {path} must be readable, it is damaged: {error}; remove it to start the training again"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise ValueError(f"checkpoint {path} must have format {_FORMAT}, got another; remove it to start again")
+    return state
+
+
+def saved_state(path: Path | None, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """The state to go on from; None to start.
+
+    Args:
+        path: of the checkpoint; None if nothing is written.
+        settings: of this training.
+        resume: whether to go on.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, or of a training with other settings.
+        FileExistsError: if there is an unfinished training that shall not be resumed.
+    """
+    if path is None or not path.is_file():
+        return None
+    state = load_state(path)
+    if not resume and state["finished"]:
+        return None
+    if not resume:
+        raise FileExistsError(
+            f"output must not hold an unfinished training, {path} is one of {state['progress']['step']} steps; go on "
+            f"with --resume (in Python fit(resume=True)), or remove it to start again"
+        )
+    then = json.loads(state["settings"])
+    names = [name for name in {**then, **settings} if then.get(name) != settings.get(name)]
+    if names:
+        changed = "; ".join(f"{name} was {then.get(name)!r} and is {settings.get(name)!r}" for name in names)
+        raise ValueError(
+            f"a resumed training must have the settings of {path}, got others: {changed}; set them back, or start "
+            f"again in another folder"
+        )
+    return state
+
+
+@contextmanager
+def kept_safe(what: str, last_good: str) -> Iterator[None]:
+    """Around writing: what fails says where the last good state is.
+
+    Raises:
+        OSError: with that place in its message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{what} must be written, it cannot be: {error}. Last good state: {last_good}; free some space and go on "
+            f"with --resume (in Python fit(resume=True))"
+        ) from error
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Torch's generators of this process: the CPU's, and the device's own."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """The generators as they were."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

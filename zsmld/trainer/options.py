@@ -1,0 +1,113 @@
+"""The options of a Trainer: what cannot fit together, and which of them decide its numbers."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from zsmld.datasets import ids_digest
+from zsmld.model import package_versions
+from zsmld.trainer.devices import missing_trackers
+from zsmld.trainer.optimization import Schedule
+
+if TYPE_CHECKING:
+    from zsmld.trainer import Trainer
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# What may be different when a training goes on: it does not change the numbers, or no more than rounding does.
+_FREE = {
+    "model", "dataset", "val_dataset", "output", "text_encoder", "features", "num_workers", "device", "progress",
+    "trackers", "log_every", "checkpoint_every", "compile", "fsdp",
+}  # fmt: skip
+
+
+def option_problems(t: Any) -> list[str]:
+    """What is wrong with the options themselves, whatever the data, as sentences.
+
+    Args:
+        t: a Trainer, or anything with its options as attributes.
+    """
+    from timm.optim import list_optimizers
+
+    whole = (t.epochs, t.batch_size, t.gradient_accumulation, t.log_every)
+    if_given = [number for number in (t.steps_per_epoch, t.checkpoint_every) if number is not None]
+    counts = "epochs, steps_per_epoch, batch_size, gradient_accumulation, log_every and checkpoint_every"
+    rules = {
+        f"{counts} must be at least 1": min(*whole, *if_given) >= 1,
+        # NaN is none of these
+        "lr must be positive, weight_decay, max_grad_norm and encoder_lr_scale not negative": (
+            t.lr > 0 and t.weight_decay >= 0 and t.max_grad_norm >= 0 and t.encoder_lr_scale >= 0
+        ),
+        f"layer_decay must be in (0, 1], got {t.layer_decay}": 0 < t.layer_decay <= 1,
+        f"schedule must be 'one_cycle', 'cosine' or 'constant', got {t.schedule!r}": t.schedule in get_args(Schedule),
+        f"precision must be 'fp32', 'bf16' or 'fp16', got {t.precision!r}": t.precision in get_args(Precision),
+        "ema_decay, holdout_words and warmup must be in [0, 1)": (
+            0 <= t.ema_decay < 1 and 0 <= t.holdout_words < 1 and 0 <= t.warmup < 1
+        ),
+        f"optimizer must be one of timm's, such as 'adamw', 'adam' or 'lamb', got {t.optimizer!r}": (
+            t.optimizer in list_optimizers()
+        ),
+        f"loss_options must have reduction 'mean' or 'sum', got {t.loss_options.get('reduction')!r}": (
+            t.loss_options.get("reduction", "mean") in ("mean", "sum")
+        ),
+        "features need freeze_image_encoder=true: they are computed once": (
+            t.features is None or t.freeze_image_encoder is True
+        ),
+        "features cannot be augmented, they are computed once; turn image_augmentation off": (
+            t.features is None or t.image_augmentation.is_off
+        ),
+        "captions and mixed queries need targets that are present or absent; turn mixup and cutmix off": (
+            not t.image_augmentation.mixes or not (t.augmentation.captions or t.augmentation.mixed)
+        ),
+    }
+    return [sentence for sentence, kept in rules.items() if not kept] + missing_trackers(t.trackers)
+
+
+def problems_of(trainer: "Trainer") -> list[str]:
+    """Everything that is wrong with the options and with what they are about, as sentences."""
+    t, problems = trainer, option_problems(trainer)
+    if t.trackers and t.output is None:
+        problems.append("trackers need an output folder")
+    if t.val_dataset is not None and t.val_dataset.vocabulary != t.dataset.vocabulary:
+        problems.append("val_dataset must have the vocabulary of dataset: the same words, order and partition")
+    if t.val_dataset is not None and t.val_dataset.split == "test" and not t.select_on_test_images:
+        problems.append(
+            "val_dataset must not be the test images, which would no longer be unseen; take a part of the training "
+            "images (val_fraction), or say select_on_test_images=true"
+        )
+    if t.select_on_unseen_words and (t.val_dataset is None or not t.dataset.vocabulary.unseen):
+        problems.append("select_on_unseen_words needs a val_dataset and unseen words")
+    return problems
+
+
+def settings_of(trainer: "Trainer") -> dict[str, Any]:
+    """What decides a training's numbers, as plain values: options, words, images, networks and versions."""
+    options = {f.name: getattr(trainer, f.name) for f in dataclasses.fields(trainer) if f.name not in _FREE}
+    datasets = {"images": trainer.dataset, "val_images": trainer.val_dataset}
+    return {
+        **{name: plain(value) for name, value in options.items()},
+        "words": hashlib.sha256("\n".join(trainer.dataset.vocabulary.words).encode()).hexdigest(),
+        "seen": len(trainer.dataset.vocabulary.seen),
+        **{name: None if dataset is None else _images(dataset) for name, dataset in datasets.items()},
+        "image_encoder": plain(trainer.model.image_encoder.config()),
+        "decoder": plain(trainer.model.decoder.config()),
+        "text_encoder": trainer.model.text_encoder_identity,
+        "torch": package_versions()["torch"],
+    }
+
+
+def _images(dataset: Any) -> str:
+    ids = getattr(dataset, "ids", None)
+    return f"{dataset.name}, {dataset.split}, {len(dataset)} images" + ("" if ids is None else f", {ids_digest(ids)}")
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON keeps as they are."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
