@@ -170,7 +170,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "COCO photos, frozen MobileNetV2 at 224 px, the paper's word head (D=768) on 65 words, batches of "
         f"{report['batch_size']}.",
-        f"{report['rounds']} rounds of {report['steps']} steps each way, one after the other; medians, and of ratios "
+        f"{report['rounds']} rounds of {report['steps']} steps each way, one after the other; medians, and ratios "
         "within a round.",
         f"Device {machine['device']}, {machine['threads']} thread, no workers, warm file cache, {machine['cores']} "
         f"shared cores (load {machine['load'][0]:.1f}).",

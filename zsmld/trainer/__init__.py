@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from zsmld.images import ImageAugmentation
 from zsmld.losses import build_loss
 from zsmld.model import ZeroShotClassifier
 from zsmld.processes import from_all, total
-from zsmld.resources import git_revision
 from zsmld.text import TextEncoder
 from zsmld.trainer.checkpoint import (
     Progress,
@@ -35,16 +34,13 @@ from zsmld.trainer.checkpoint import (
 from zsmld.trainer.devices import build_accelerator
 from zsmld.trainer.log import Log
 from zsmld.trainer.optimization import Schedule, build_optimizer, build_scheduler, freeze, parameter_groups
-from zsmld.trainer.options import Precision, problems_of, settings_of
+from zsmld.trainer.options import Precision, problems_of, settings_of, training_record
 from zsmld.trainer.order import Order
 from zsmld.trainer.preparation import prepare_data, prepare_words
 from zsmld.trainer.selection import LAST, what_selects
 from zsmld.trainer.step import Step
 from zsmld.trainer.weights import Weights
 from zsmld.trainer.words import divide_words, rows_with
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["Trainer", "TrainingStopped"]
 
@@ -255,7 +251,8 @@ class Trainer:
         dataset, val_dataset = prepare_data(self)
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         cleanup.callback(lambda: [parameter.requires_grad_(flag) for parameter, flag in trainable])
-        frozen = freeze(model.image_encoder, self.freeze_image_encoder)  # modules that stay in eval mode
+        frozen = freeze(model.image_encoder, self.freeze_image_encoder)  # names of modules that stay in eval mode
+        model.image_encoder.eval()  # a frozen encoder is no part of the network, which is put into training mode below
 
         weights = Weights(model, head_only, self.ema_decay, self.fsdp)
         groups = parameter_groups(weights.trained, self.lr, self.weight_decay, self.encoder_lr_scale, self.layer_decay)
@@ -322,7 +319,9 @@ class Trainer:
         order = Order(rows_with(dataset.targets, self._words.labels), self.batch_size, self.seed)
         pending, pending_images = torch.zeros((), dtype=torch.float64, device=device), 0
         for epoch in range(len(progress.history) + 1, self.epochs + 1):
-            _train_mode(network, frozen)
+            network.train()
+            for name in frozen:  # batch norm keeps the statistics of its pretraining
+                weights.trained.get_submodule(name).eval()
             first, last = progress.step, epoch * self.steps_per_epoch
             started, own_images = time.perf_counter(), 0
             shares = order.share(first, last, accelerator.process_index, world, self.gradient_accumulation)
@@ -384,7 +383,7 @@ class Trainer:
             if selected_by > progress.best:
                 progress.best, progress.best_epoch = selected_by, epoch
                 progress.best_weights = weights.of_trained_part(model_now)
-                model.training_record = self._training_record(settings, accelerator)
+                model.training_record = training_record(self, settings, world, str(device))
                 if main and self.output is not None:
                     with kept_safe("model", self._saved_where()):
                         model.save_pretrained(Path(self.output) / "model", model_now.state_dict())
@@ -406,21 +405,3 @@ class Trainer:
             str(path) for name in ("model", _CHECKPOINT) if (path := self._path(name)) is not None and path.exists()
         ]
         return " and ".join(names) or "none yet"
-
-    def _training_record(self, settings: dict[str, Any], accelerator: "Accelerator") -> dict[str, Any]:
-        """What the checkpoint says of how its weights came about."""
-        return {
-            "epoch": self.best_epoch,
-            "weights": "averaged" if self.ema_decay else "raw",
-            "selected_by": self.selected_by,
-            "num_processes": accelerator.num_processes,
-            "device": str(accelerator.device),
-            "git": git_revision(),
-            "settings": settings,
-        }
-
-
-def _train_mode(network: nn.Module, frozen: list[nn.Module]) -> None:
-    network.train()
-    for module in frozen:
-        module.eval()  # batch norm keeps the statistics of its pretraining

@@ -105,7 +105,7 @@ def learning_rate_factor(schedule: Literal["cosine", "constant"], progress: floa
     return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
-def freeze(encoder: ImageEncoder, frozen: bool | Sequence[str]) -> list[nn.Module]:
+def freeze(encoder: ImageEncoder, frozen: bool | Sequence[str]) -> list[str]:
     """Stop an encoder, or the parts that are named, from learning.
 
     Args:
@@ -113,7 +113,8 @@ def freeze(encoder: ImageEncoder, frozen: bool | Sequence[str]) -> list[nn.Modul
         frozen: True, False, or names of modules or parameters of `encoder.body`, such as "conv1" or "blocks.0".
 
     Returns:
-        The modules that must stay in eval mode, so that their batch statistics do not move.
+        Names, in a whole model, of those modules that must stay in eval mode so that their batch statistics do not
+        move; none if all is frozen, since then the encoder is not trained with the head.
 
     Raises:
         ValueError: if a name matches nothing.
@@ -122,9 +123,9 @@ def freeze(encoder: ImageEncoder, frozen: bool | Sequence[str]) -> list[nn.Modul
         return []
     if frozen is True:
         encoder.requires_grad_(False)
-        return [encoder]
-    modules = dict(encoder.body.named_modules())
-    quiet: list[nn.Module] = []
+        return []
+    modules = {name for name, _ in encoder.body.named_modules()}
+    quiet: list[str] = []
     for name in frozen:
         matching = [p for n, p in encoder.body.named_parameters() if n == name or n.startswith(f"{name}.")]
         if not matching:
@@ -134,5 +135,5 @@ def freeze(encoder: ImageEncoder, frozen: bool | Sequence[str]) -> list[nn.Modul
             )
         for parameter in matching:
             parameter.requires_grad_(False)
-        quiet += [modules[name]] if name in modules else []
+        quiet += [f"image_encoder.body.{name}"] if name in modules else []
     return quiet

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from zsmld.datasets import ids_digest
 from zsmld.model import package_versions
+from zsmld.resources import git_revision
 from zsmld.trainer.devices import missing_trackers
 from zsmld.trainer.optimization import Schedule
 
@@ -94,6 +95,19 @@ def settings_of(trainer: "Trainer") -> dict[str, Any]:
         "decoder": plain(trainer.model.decoder.config()),
         "text_encoder": trainer.model.text_encoder_identity,
         "torch": package_versions()["torch"],
+    }
+
+
+def training_record(trainer: "Trainer", settings: dict[str, Any], num_processes: int, device: str) -> dict[str, Any]:
+    """What a checkpoint says of how its weights came about."""
+    return {
+        "epoch": trainer.best_epoch,
+        "weights": "averaged" if trainer.ema_decay else "raw",
+        "selected_by": trainer.selected_by,
+        "num_processes": num_processes,
+        "device": device,
+        "git": git_revision(),
+        "settings": settings,
     }
 
 
