@@ -3,6 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from zsmld import Trainer, Vocabulary, ZeroShotClassifier
+from zsmld import Evaluator, Trainer, Vocabulary, ZeroShotClassifier
 from zsmld.augmentation import QueryAugmentation
 from zsmld.decoder import MLDecoder
 from zsmld.features import FeatureCache
+from zsmld.images import ImageAugmentation
 from zsmld.losses import asymmetric_loss
 from zsmld.trainer.captions import build_captions
 from zsmld.trainer.optimization import build_scheduler, learning_rate_factor, parameter_groups
@@ -574,3 +576,169 @@ def test_a_second_fit_starts_its_log_again(make_model: MakeModel, tmp_path: Path
     trainer.fit()
     assert [record["epoch"] for record in trainer.history] == [1, 2]
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+
+
+# ------------------------------------------------------------------------------------------- how it is optimised
+
+
+def test_accumulated_parts_are_one_step(make_model: MakeModel) -> None:
+    augmentation = QueryAugmentation(noise=0.2, mixed=3, word_dropout=0.4)
+    options = {"freeze_image_encoder": True, "augmentation": augmentation, "optimizer": "sgd"}
+    whole, parts = (
+        train(make_model(dropout=0.0), Toys(bad=(5,)), gradient_accumulation=number, **options) for number in (1, 4)
+    )
+    for a, b in zip(weights(whole).values(), weights(parts).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert [r["loss"] for r in whole.history] == pytest.approx([r["loss"] for r in parts.history], rel=1e-5)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 1 processes times gradient_accumulation=3"):
+        train(make_model(), Toys(), gradient_accumulation=3)
+
+
+def test_a_summed_loss_has_as_many_times_the_gradients(make_model: MakeModel) -> None:
+    options = {"optimizer": "sgd", "schedule": "constant", "steps_per_epoch": 1, "epochs": 1, "weight_decay": 0.0}
+    start = make_model(dropout=0.0).decoder.state_dict()
+    mean, summed = (
+        train(make_model(dropout=0.0), Toys(), lr=lr, loss_options={"reduction": kind}, **options)
+        for lr, kind in ((8e-3, "mean"), (1e-3, "sum"))
+    )
+    moved = 0
+    for name, before in start.items():
+        torch.testing.assert_close(mean.model.decoder.state_dict()[name], summed.model.decoder.state_dict()[name])
+        moved += not torch.equal(before, mean.model.decoder.state_dict()[name])
+    assert moved > 5
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lamb", "sgd"])
+def test_other_optimisers_train(make_model: MakeModel, optimizer: str) -> None:
+    history = train(make_model(), Toys(), optimizer=optimizer, epochs=3, lr=1e-2, schedule="cosine").history
+    assert np.isfinite([record["loss"] for record in history]).all()
+
+
+def test_named_parts_of_the_encoder_stay(make_model: MakeModel) -> None:
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.image_encoder.body.state_dict().items()}
+    train(model, Toys(), freeze_image_encoder=("conv1", "bn1", "layer1"), lr=1e-2)
+    after = model.image_encoder.body.state_dict()
+    frozen = [name for name in before if name.split(".")[0] in ("conv1", "bn1", "layer1")]
+    assert len(frozen) > 5 and all(torch.equal(before[name], after[name]) for name in frozen)  # statistics too
+    assert any(not torch.equal(before[name], after[name]) for name in before if name not in frozen)
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match=r"it has no 'stem'; its parts are \['conv1', 'bn1'"):
+        train(make_model(), Toys(), freeze_image_encoder=("stem",))
+
+
+def test_rates_fall_by_layer(make_model: MakeModel) -> None:
+    groups = parameter_groups(make_model(), 1e-3, 0.1, encoder_lr_scale=0.1, layer_decay=0.5)
+    rates = sorted({group["lr"] for group in groups})
+    assert rates[-1] == 1e-3 and len(rates) >= 4
+    assert all(low == pytest.approx(high / 2) for low, high in pairwise(rates[:-1]))
+    assert sum(len(group["params"]) for group in groups) == len(list(make_model().parameters()))
+    deep = make_model()
+    deep.image_encoder.body = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="layer_decay must be 1 for timm:test_resnet, timm does not know its layers"):
+        parameter_groups(deep, 1e-3, 0.1, layer_decay=0.5)
+
+
+def test_a_compiled_network_trains_the_same(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, original = [], torch.compile
+
+    def eager(network: Any, **options: Any) -> Any:
+        compiled.append(network)
+        return original(network, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    options = {"freeze_image_encoder": True, "ema_decay": 0.9, "epochs": 1}
+    plain, fast = (train(make_model(dropout=0.0), Toys(), compile=flag, **options) for flag in (False, True))
+    assert len(compiled) == 1
+    for a, b in zip(weights(plain).values(), weights(fast).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_are_mixed_and_images_augmented(make_model: MakeModel, images: list[Any]) -> None:
+    """Single-label images with MixUp, CutMix and everything else: it learns, and twice the same."""
+    data = Toys(14, seen=WORDS)
+    dense = np.eye(6, dtype=np.int8)[np.arange(14) % 6]
+    data.targets = csr_matrix(dense)
+    pictures = [images[row % 7] for row in range(14)]
+    data.__class__ = type("Pictures", (Toys,), {"__getitem__": lambda self, row: {
+        "image": pictures[row], "targets": dense[row], "id": str(row)
+    }})  # fmt: skip
+    augmentation = ImageAugmentation(0.5, 2, 9, 0.5, 0.3, mixup=0.2, cutmix=1.0)
+    options = {"image_augmentation": augmentation, "loss": "binary_cross_entropy", "batch_size": 7, "epochs": 2}
+    one, two = (train(make_model(num_classes=6, num_groups=3), data, **options) for _ in range(2))
+    assert same(weights(one), weights(two)) and np.isfinite(one.history[-1]["loss"])
+    plain = train(
+        make_model(num_classes=6, num_groups=3), data, **options | {"image_augmentation": ImageAugmentation()}
+    )
+    assert not same(weights(one), weights(plain))
+    with pytest.raises(ValueError, match="captions and mixed queries need targets that are present or absent"):
+        Trainer(make_model(), data, augmentation=QueryAugmentation(mixed=2), image_augmentation=augmentation)
+    with pytest.raises(ValueError, match="features cannot be augmented"):
+        Trainer(make_model(), data, features=FeatureCache(), freeze_image_encoder=True, image_augmentation=augmentation)
+
+
+# -------------------------------------------------------------------------------------------- selection, and its flags
+
+
+def test_test_images_and_unseen_words_select_only_by_their_flags(make_model: MakeModel, tmp_path: Path) -> None:
+    val = Toys(12, seed=1)
+    val.split = "test"
+    with pytest.raises(ValueError, match=r"val_dataset must not be the test images.*select_on_test_images=true"):
+        Trainer(make_model(), Toys(), val)
+    with pytest.raises(ValueError, match="select_on_unseen_words needs a val_dataset and unseen words"):
+        Trainer(make_model(), Toys(), select_on_unseen_words=True)
+    options = {"select_on_test_images": True, "select_on_unseen_words": True, "output": tmp_path}
+    trainer = train(make_model(remember=False), Toys(), val_dataset=val, **options)
+    assert trainer.heldout == () and trainer.selected_by == "unseen_mean_average_precision"
+    assert "UNSEEN" in trainer.selection_text() and "TEST images" in trainer.selection_text()
+    best = max(trainer.history, key=lambda record: record["unseen_mean_average_precision"])
+    assert best["epoch"] == trainer.best_epoch
+    restored = ZeroShotClassifier.from_pretrained(tmp_path / "model")
+    assert restored.vocabulary.words == SEEN  # unseen words selected, but are not learnt
+    test = Toys(12, seed=2)
+    test.split = "test"
+    report = Evaluator("gzsl", device="cpu").evaluate(restored, test)
+    said = " ".join(report.external_knowledge)
+    assert "test images chose the epoch" in said and "labels of unseen words chose the epoch" in said
+
+
+def test_without_held_out_words_all_seen_words_select(make_model: MakeModel) -> None:
+    trainer = train(make_model(), Toys(), val_dataset=Toys(12, seed=1), holdout_words=0.0)
+    assert trainer.selected_by == "seen_mean_average_precision" and trainer.heldout == ()
+    best = max(trainer.history, key=lambda record: record["seen_mean_average_precision"])
+    assert best["epoch"] == trainer.best_epoch
+    single = Toys(12, seen=WORDS).with_targets(
+        lambda dense: np.copyto(dense, np.eye(6, dtype=np.int8)[[*range(6)] * 2])
+    )
+    single.vocabulary = Vocabulary(WORDS, seen=WORDS)
+    trainer = train(make_model(num_classes=6, num_groups=3), single, val_dataset=single, loss="cross_entropy")
+    assert trainer.selected_by == "top_1_accuracy" and 0 <= trainer.history[0]["top_1_accuracy"] <= 1
+
+
+# ------------------------------------------------------------------------------------------------- what it writes down
+
+
+def test_a_checkpoint_says_how_it_came_about(make_model: MakeModel, tmp_path: Path) -> None:
+    options = {"output": tmp_path, "ema_decay": 0.9, "configuration": {"trainer": {"lr": 1}}}
+    trainer = train(make_model(), Toys(), val_dataset=Toys(12, seed=1), **options)
+    record = ZeroShotClassifier.from_pretrained(tmp_path / "model").training_record
+    assert record["epoch"] == trainer.best_epoch and record["weights"] == "averaged"
+    assert record["selected_by"] == "heldout_mean_average_precision" and record["num_processes"] == 1
+    assert record["settings"]["lr"] == 1e-3 and record["settings"]["schedule"] == "one_cycle"  # the default as well
+    assert record["configuration"] == {"trainer": {"lr": 1}} and "git" in record
+
+
+def test_trackers_and_steps_get_every_figure(make_model: MakeModel, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    every = {"log_every": 2, "steps_per_epoch": 3}
+    train(make_model(), Toys(), val_dataset=Toys(8, seed=1), output=tmp_path, trackers=("tensorboard",), **every)
+    with (tmp_path / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["epoch"]) for row in rows] == [("2", "1"), ("4", "2"), ("6", "2")]
+    events = EventAccumulator(str(tmp_path / "zsmld")).Reload()
+    assert {"train/loss", "train/lr", "epoch/heldout_mean_average_precision"} <= set(events.Tags()["scalars"])
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx([float(row["loss"]) for row in rows], rel=1e-6)
+    with pytest.raises(ValueError, match="trackers need an output folder"):
+        Trainer(make_model(), Toys(), trackers=("tensorboard",))

@@ -89,6 +89,9 @@ def train(options: argparse.Namespace) -> int:
     trainer = recipe.build_trainer(output, progress=True)
     test = recipe.build_dataset("test") if has_split(trainer.dataset, "test") else None
     protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
+    if main:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     say(f"train   {trainer.dataset!r}")
     say(f"select  {trainer.selection_text()}")
     say(f"model   {trainer.model!r}")

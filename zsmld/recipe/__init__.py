@@ -165,17 +165,21 @@ class Recipe:
         given: dict[str, Any] = plain(asdict(self))
         return given
 
-    def to_yaml(self) -> str:
-        """The effective recipe: every argument with its value, defaults included."""
+    def effective(self) -> dict[str, Any]:
+        """Nested mappings of every argument with its value, defaults included."""
         targets = self._targets([])
-        effective: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for section in (f.name for f in fields(self)):
             given = getattr(self, section)
             if section in targets and given is not None:
                 defaults = {name: default_of(p) for name, p in arguments_of(section, targets[section]).items()}
                 given = {**({"name": given["name"]} if "name" in given else {}), **defaults, **given}
-            effective[section] = given
-        return yaml.safe_dump(plain(effective), sort_keys=False, allow_unicode=True)
+            found[section] = plain(given)
+        return found
+
+    def to_yaml(self) -> str:
+        """The effective recipe."""
+        return yaml.safe_dump(self.effective(), sort_keys=False, allow_unicode=True)
 
     # ------------------------------------------------------------------------------------------- what it describes
 
@@ -212,6 +216,7 @@ class Recipe:
             features=None if self.features is None else FeatureCache(**self.features),
             text_encoder=text_encoder,
             progress=progress,
+            configuration=self.effective(),
             **self.trainer,
         )
 

@@ -15,7 +15,7 @@ _NOT_IN_RECIPE = {
     "decoder": {"encoder_dim", "text_dim", "num_classes"},
     "trainer": {
         *("model", "dataset", "val_dataset", "output", "augmentation", "image_augmentation", "features"),
-        *("text_encoder", "progress"),
+        *("text_encoder", "progress", "configuration"),
     },
     "protocol": {"task", "num_seen", "num_unseen", "words_file"},
     "options": {"root", "problems"},  # of a dataset's reader

@@ -101,6 +101,7 @@ class Trainer:
         device: "auto", "cpu", "cuda" or "mps".
         seed: of order, dropout, augmentation and held-out words.
         progress: show a progress bar.
+        configuration: plain data that is stored with the checkpoint: the recipe with all its defaults.
 
     Attributes:
         history: one dict an epoch: what `log.csv` holds.
@@ -150,6 +151,7 @@ class Trainer:
     device: str = "auto"
     seed: int = 0
     progress: bool = False
+    configuration: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         problems = problems_of(self)

@@ -19,7 +19,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # What may be different when a training goes on: it does not change the numbers, or no more than rounding does.
 _FREE = {
     "model", "dataset", "val_dataset", "output", "text_encoder", "features", "num_workers", "device", "progress",
-    "trackers", "log_every", "checkpoint_every", "compile", "fsdp",
+    "trackers", "configuration", "log_every", "checkpoint_every", "compile", "fsdp",
 }  # fmt: skip
 
 
@@ -108,6 +108,7 @@ def training_record(trainer: "Trainer", settings: dict[str, Any], num_processes:
         "device": device,
         "git": git_revision(),
         "settings": settings,
+        "configuration": trainer.configuration,
     }
 
 
