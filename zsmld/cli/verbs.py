@@ -3,7 +3,9 @@
 import argparse
 import csv
 import json
+import shutil
 import sys
+import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -337,8 +339,14 @@ def recipes(options: argparse.Namespace) -> int:
         target.write_text(resource_path("configs", target.name).read_text(encoding="utf-8"), encoding="utf-8")
         print(f"{target}  edit it, then: zsmld train {target}")
         return 0
+    width = min(shutil.get_terminal_size().columns, 120)
     for name in recipe_names():
         print(name)
-        for key, text in recipe_header(name).items():
-            print(f"  {key + ':':<17}{text}")
+        for key in ("expected result", "cost", "command"):
+            print(
+                textwrap.fill(
+                    recipe_header(name)[key], width, initial_indent=f"  {key + ':':<17}", subsequent_indent=" " * 19
+                )
+            )
+    print("\n`zsmld recipes copy NAME` gives you your own, `zsmld train NAME --print-config` shows every option.")
     return 0
