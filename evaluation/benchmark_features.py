@@ -2,9 +2,11 @@
 
     python evaluation/benchmark_features.py --root ../shared/real
 
-The 412 COCO photos, frozen ImageNet MobileNetV2 (224 px, 49 positions of 1,280), the paper's word head (D=768) on 65
-words. In each of several rounds the same steps are run three ways, one after the other: from the photos, decoded and
-encoded anew; from embeddings in memory; from embeddings on disk (fp16, both). Ratios are of the same round.
+COCO photos and word heads on 65 words, behind frozen encoders: ImageNet MobileNetV2 (224 px, 49 positions of 1,280)
+with the paper's head (D=768) and with a narrow one (D=256), and ResNet50 at 448 px (196 positions of 2,048; random
+weights, which cost as much) with the narrow one. In each of several rounds the same steps are run three ways, one after
+the other: from the photos, decoded and encoded anew; from embeddings in memory; from embeddings on disk (fp16, both).
+Ratios are of the same round.
 Writes `evaluation/reports/benchmark_features.{json,md}`.
 """
 
@@ -61,52 +63,36 @@ def images_per_second(batches: Iterator[tuple[Tensor, Tensor]], head: MLDecoder 
     return num_images / (time.perf_counter() - started)
 
 
-def main() -> None:
-    """Measure and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("../shared/real"), help="the folder of the real material")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="of the head, in each way and round")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1, help="two on a busy machine measure how they wait for it")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=REPORT)
-    options = parser.parse_args()
-    if not (options.root / "coco_photos").is_dir():
-        parser.error(f"--root must be the folder of the real material, {options.root} has no coco_photos; correct it")
-
-    torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
-    encoder = ImageEncoder(
+def build_encoder(name: str, root: Path) -> ImageEncoder:
+    """A frozen encoder."""
+    if name == "ResNet50, 448 px":
+        return ImageEncoder("timm:resnet50", pretrained=False, image_size=448).eval()
+    return ImageEncoder(
         "timm:mobilenetv2_100",
-        checkpoint_path=options.root / "weights/mobilenetv2_100_tf2_ptq.safetensors",
+        checkpoint_path=root / "weights/mobilenetv2_100_tf2_ptq.safetensors",
         model_kwargs={"pad_type": "same"},
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ).eval()
-    encoder.to(device)
-    photos = build_dataset(
-        "table",
-        path=options.root / "coco_photos/labels.csv",
-        partition=f"{options.root / 'coco_photos/zero_shot_partitions.json'}#48/17",
-    )
-    text_encoder = TextEncoder(f"vectors:{options.root / 'vectors/coco80_clip_vit_b32.npz'}")
-    words = text_encoder.encode_words(photos.vocabulary).to(device)
-    torch.manual_seed(0)
-    head = MLDecoder(encoder.encoder_dim, text_dim=words.shape[1]).to(device)
 
+
+def measure(
+    encoder: ImageEncoder, decoder_dim: int, photos: Any, batch_size: int, words: Tensor, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One encoder and one head: rows of each way, and what the cache takes."""
+    device = words.device
+    torch.manual_seed(0)
+    head = MLDecoder(encoder.encoder_dim, text_dim=words.shape[1], decoder_dim=decoder_dim).to(device)
     with tempfile.TemporaryDirectory() as folder:
-        cache = FeatureCache(folder, batch_size=options.batch_size)
+        cache = FeatureCache(folder, batch_size=batch_size)
         started = time.perf_counter()
         disk = cache.extract(encoder, photos, options.device)
         filled = time.perf_counter() - started
-        opened = []
-        for _ in range(options.rounds):
-            started = time.perf_counter()
-            disk = cache.extract(encoder, photos, options.device)
-            opened.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        disk = cache.extract(encoder, photos, options.device)
+        opened = time.perf_counter() - started
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-        memory = FeatureCache(batch_size=options.batch_size).extract(encoder, photos, options.device)
+        memory = FeatureCache(batch_size=batch_size).extract(encoder, photos, options.device)
         equal = torch.equal(disk.spatial_embeddings.float(), memory.spatial_embeddings.float())
 
         datasets = {"photos": photos, "memory": memory, "disk": disk}
@@ -115,12 +101,11 @@ def main() -> None:
             order = np.random.default_rng(max(0, number)).permutation(len(photos))
             for way, dataset in datasets.items():
                 for what, used in (("inputs", None), ("training", head)):
-                    rows = order[: options.steps * options.batch_size]
-                    batches = embeddings_of(dataset, encoder, rows, options.batch_size, device)
+                    rows = order[: options.steps * batch_size]
+                    batches = embeddings_of(dataset, encoder, rows, batch_size, device)
                     speed = images_per_second(batches, used, words)
                     if number >= 0:
                         found.setdefault((what, way), []).append(speed)
-
     rows_of_report = [
         {
             "what": what,
@@ -132,20 +117,54 @@ def main() -> None:
         }
         for (what, way), speeds in found.items()
     ]
+    return {
+        "decoder_dim": decoder_dim,
+        "batch_size": batch_size,
+        "rows": sorted(rows_of_report, key=lambda row: row["what"], reverse=True),
+        "images": len(disk),
+        "fill_seconds": filled,
+        "open_seconds": opened,
+        "mebibytes_per_image": size / 2**20 / len(disk),
+        "equal_to_memory": equal,
+    }
+
+
+def main() -> None:
+    """Measure and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("../shared/real"), help="the folder of the real material")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="of the head, in each way and round")
+    parser.add_argument("--threads", type=int, default=1, help="two on a busy machine measure how they wait for it")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=REPORT)
+    options = parser.parse_args()
+    if not (options.root / "coco_photos").is_dir():
+        parser.error(f"--root must be the folder of the real material, {options.root} has no coco_photos; correct it")
+
+    torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    photos = build_dataset(
+        "table",
+        path=options.root / "coco_photos/labels.csv",
+        partition=f"{options.root / 'coco_photos/zero_shot_partitions.json'}#48/17",
+    )
+    text_encoder = TextEncoder(f"vectors:{options.root / 'vectors/coco80_clip_vit_b32.npz'}")
+    words = text_encoder.encode_words(photos.vocabulary).to(device)
+    setups = {}
+    for name, decoder_dim, batch_size, num_photos in (
+        ("MobileNetV2, 224 px", 768, 32, len(photos)),
+        ("MobileNetV2, 224 px", 256, 32, len(photos)),
+        ("ResNet50, 448 px", 256, 8, 8 * options.steps),
+    ):
+        encoder = build_encoder(name, options.root).to(device)
+        some = Subset(photos, num_photos)
+        setups[f"{name}, D={decoder_dim}"] = measure(encoder, decoder_dim, some, batch_size, words, options)
     report = {
         "command": "python evaluation/benchmark_features.py --root ../shared/real",
-        "rows": sorted(rows_of_report, key=lambda row: row["what"], reverse=True),
-        "cache": {
-            "images": len(disk),
-            "fill_seconds": filled,
-            "open_seconds_median": float(np.median(opened)),
-            "mebibytes": size / 2**20,
-            "mebibytes_per_image": size / 2**20 / len(disk),
-            "equal_to_memory": equal,
-        },
+        "setups": setups,
         "rounds": options.rounds,
         "steps": options.steps,
-        "batch_size": options.batch_size,
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -161,35 +180,58 @@ def main() -> None:
     print(text)
 
 
+class Subset:
+    """The first images of a dataset."""
+
+    def __init__(self, dataset: Any, num_images: int) -> None:
+        self.name, self.split, self.missing = dataset.name, dataset.split, dataset.missing
+        self.vocabulary, self.targets = dataset.vocabulary, dataset.targets[:num_images]
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return int(self.targets.shape[0])
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return dict(self._dataset[row])
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
-    machine, cache = report["machine"], report["cache"]
+    machine = report["machine"]
     titles = {"training": "steps of the head", "inputs": "its inputs alone"}
     lines = [
         "# Training a head from kept embeddings",
         "",
-        "COCO photos, frozen MobileNetV2 at 224 px, the paper's word head (D=768) on 65 words, batches of "
-        f"{report['batch_size']}.",
-        f"{report['rounds']} rounds of {report['steps']} steps each way, one after the other; medians, and ratios "
-        "within a round.",
-        f"Device {machine['device']}, {machine['threads']} thread, no workers, warm file cache, {machine['cores']} "
-        f"shared cores (load {machine['load'][0]:.1f}).",
+        "COCO photos, frozen encoders, word heads on 65 words.",
+        f"{report['rounds']} rounds of {report['steps']} steps each way, one after the other; medians, and ratios within",
+        f"a round. Device {machine['device']}, {machine['threads']} thread, no workers, warm file cache, "
+        f"{machine['cores']} shared cores (load {machine['load'][0]:.1f}).",
         "",
-        "| | from | images/s | times as fast | in the worst round |",
-        "|---|---|---:|---:|---:|",
-        *(
-            f"| {titles[row['what']]} | {WAYS[row['way']]} | {row['images_per_second_median']:,.1f} | "
+        "| encoder, head | | from | images/s | times as fast | in the worst round |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for name, setup in report["setups"].items():
+        lines += [
+            f"| {name} | {titles[row['what']]} | {WAYS[row['way']]} | {row['images_per_second_median']:,.1f} | "
             f"{row['ratio_median']:.1f} | {row['ratio_min']:.1f} |"
-            for row in report["rows"]
-        ),
+            for row in setup["rows"]
+        ]
+    lines += [
         "",
-        "The head is the same work each way, and on a CPU most of a step whose inputs are ready. What the cache saves",
-        "shows in the inputs alone: the larger the encoder, and the faster the device, the nearer a step comes to it.",
+        "| encoder | images | filled in s | opened in s | MiB an image | bits equal memory's |",
+        "|---|" + "---:|" * 5,
+    ]
+    for name, setup in report["setups"].items():
+        equal = "yes" if setup["equal_to_memory"] else "NO"
+        lines.append(
+            f"| {name} | {setup['images']} | {setup['fill_seconds']:.1f} | {setup['open_seconds']:.2f} | "
+            f"{setup['mebibytes_per_image']:.3f} | {equal} |"
+        )
+    lines += [
         "",
-        f"The cache of {cache['images']} photos: filled in {cache['fill_seconds']:.1f} s, opened in "
-        f"{cache['open_seconds_median']:.2f} s (files are hashed, nothing is",
-        f"decoded), {cache['mebibytes_per_image']:.3f} MiB an image in fp16. Its embeddings are "
-        f"{'bit for bit those' if cache['equal_to_memory'] else 'NOT those'} of memory.",
+        "The head is the same work each way, and on a CPU much of a step whose inputs are ready: the larger the encoder, the",
+        "smaller the head and the faster the device, the nearer a step comes to what the cache saves on its inputs. Here an",
+        "image is known by its pixels, so that opening decodes it; a prepared dataset is known by its files.",
         "",
         f"Command: `{report['command']}`",
     ]
