@@ -203,8 +203,8 @@ def markdown(report: dict[str, Any]) -> str:
         "# Training a head from kept embeddings",
         "",
         "COCO photos, frozen encoders, word heads on 65 words.",
-        f"{report['rounds']} rounds of {report['steps']} steps each way, one after the other; medians, and ratios within",
-        f"a round. Device {machine['device']}, {machine['threads']} thread, no workers, warm file cache, "
+        f"{report['rounds']} rounds of {report['steps']} steps each way, one after the other; medians, and ratios",
+        f"within a round. Device {machine['device']}, {machine['threads']} thread, no workers, warm file cache, "
         f"{machine['cores']} shared cores (load {machine['load'][0]:.1f}).",
         "",
         "| encoder, head | | from | images/s | times as fast | in the worst round |",
@@ -229,9 +229,9 @@ def markdown(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "The head is the same work each way, and on a CPU much of a step whose inputs are ready: the larger the encoder, the",
-        "smaller the head and the faster the device, the nearer a step comes to what the cache saves on its inputs. Here an",
-        "image is known by its pixels, so that opening decodes it; a prepared dataset is known by its files.",
+        "The head is the same work each way, and on a CPU much of a step whose inputs are ready: the larger the encoder,",
+        "the smaller the head and the faster the device, the nearer a step comes to what the cache saves on its inputs.",
+        "Here an image is known by its pixels, so that opening decodes it; a prepared dataset is known by its files.",
         "",
         f"Command: `{report['command']}`",
     ]
