@@ -229,8 +229,8 @@ def markdown(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "The head is the same work each way, and on a CPU much of a step whose inputs are ready: the larger the encoder,",
-        "the smaller the head and the faster the device, the nearer a step comes to what the cache saves on its inputs.",
+        "The head is the same work each way, and on a CPU much of a step whose inputs are ready: the larger the",
+        "encoder, the smaller the head and the faster the device, the nearer a step comes to what the cache saves.",
         "Here an image is known by its pixels, so that opening decodes it; a prepared dataset is known by its files.",
         "",
         f"Command: `{report['command']}`",
