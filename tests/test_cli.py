@@ -76,7 +76,7 @@ def test_recipes_are_listed_with_their_headers(capsys: pytest.CaptureFixture[str
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
     for name in recipe_names():
-        assert f"{name}\n  source:" in shown
+        assert f"{name}\n  expected result: " in shown
     assert shown.count("  command:") == len(recipe_names())
 
 

@@ -72,9 +72,9 @@ def test_every_folder_of_the_package_is_in_the_wheel() -> None:
 
 
 def test_readme_links_exist() -> None:
-    names = ["README.md", "CONTRIBUTING.md", "evaluation/protocols.md"]
+    names = ["README.md", "CONTRIBUTING.md", "evaluation/protocols.md", "docs/training.md"]
     names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "data").glob("*/README.md"))]
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         text = (ROOT / name).read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
@@ -93,4 +93,20 @@ def test_readme_figures_are_those_of_the_reports() -> None:
         for line in table:
             assert line in readme, f"README must show this row of {name}.md: {line}"
             shown += 1
-    assert shown >= 8
+    for name in ("scenes", "photos"):  # the finals; what was screened stands in the report alone
+        report = (ROOT / "evaluation" / "reports" / f"query_augmentation_{name}.md").read_text(encoding="utf-8")
+        for part in report.split("## Output")[1:]:
+            table = [line for line in part.split("Screening:")[0].splitlines() if line.startswith("|")]
+            assert len(table) >= 4
+            for line in table:
+                assert line in readme, f"README must show this row of query_augmentation_{name}.md: {line}"
+                shown += 1
+    assert shown >= 30
+
+
+def test_the_guide_to_training_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], "docs/training.md", "exec"), {})
+    assert "heldout_mean_average_precision" in capsys.readouterr().out

@@ -1,6 +1,5 @@
-"""Recipe <-> YAML: every error at once, nothing lost on the way, and every bundled recipe runs."""
+"""Recipe <-> YAML: every error at once, and nothing lost on the way."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from zsmld import Recipe
 from zsmld.protocols import Protocol
-from zsmld.recipe import protocol_from, reader_options, recipe_header, recipe_names
+from zsmld.recipe import protocol_from, reader_options, recipe_names
 from zsmld.trainer import Trainer
 
 NAMES = recipe_names()
@@ -25,50 +24,6 @@ def content(**changes: Any) -> dict[str, Any]:
         "image_encoder": {"spec": "timm:test_resnet", "pretrained": False, "image_size": 64},
         "text_encoder": "minilm",
     } | changes
-
-
-# --------------------------------------------------------------------------------------------------- bundled recipes
-
-
-def test_some_recipes_are_bundled() -> None:
-    assert "custom" in NAMES and sorted(NAMES) == NAMES
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bundled_recipe_loads_with_its_header(name: str) -> None:
-    recipe = Recipe.load(name)
-    assert recipe.dataset["name"] and recipe.image_encoder["spec"]
-    header = recipe_header(name)
-    assert list(header) == ["source", "cost", "expected result", "command"]
-    assert all(header.values()) and header["command"].startswith("zsmld ")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bundled_recipe_takes_two_steps(
-    name: str, photos: Path, make_vectors: Callable[..., Path], tmp_path: Path
-) -> None:
-    """On stand-ins: few images, random weights, small pictures, and a text encoder that needs no download."""
-    recipe = Recipe.load(name)
-    overrides = ["trainer.epochs=1", "trainer.steps_per_epoch=2", "trainer.batch_size=4", "trainer.num_workers=0"]
-    overrides += ["trainer.device=cpu", "trainer.holdout_words=0.25"]
-    overrides += ["image_encoder.pretrained=false", "image_encoder.checkpoint_path=null", "image_encoder.image_size=64"]
-    if recipe.dataset["name"] == "scenes":
-        overrides += ["dataset.num_images=12"]
-    elif recipe.dataset["name"] == "table":
-        overrides += [f"dataset.path={photos / 'photos.csv'}", f"dataset.partition={photos / 'partition.json'}"]
-        overrides += ["dataset.root=null", "protocol.name=gzsl"]
-    else:
-        pytest.skip(f"no stand-in for dataset {recipe.dataset['name']}")
-    if recipe.text_encoder not in (None, "minilm"):
-        words = Recipe.load(name, overrides).build_dataset("train").vocabulary.words
-        overrides += [f"text_encoder=vectors:{make_vectors(tmp_path / 'v.npz', words)}"]
-    recipe = Recipe.load(name, overrides)
-    trainer = recipe.build_trainer(tmp_path / "run")
-    model = trainer.fit()
-    assert len(trainer.history) == 1 and trainer.history[0]["loss"] > 0
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-    assert Recipe.from_dict(model.recipe) == recipe
-    assert recipe.build_protocol(trainer.dataset.vocabulary).parts
 
 
 # ---------------------------------------------------------------------------------------------------------- overrides
@@ -237,6 +192,13 @@ def test_effective_yaml_still_builds_its_protocol(tmp_path: Path) -> None:
     vocabulary = recipe.build_dataset("test").vocabulary
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
     assert Recipe.load(tmp_path / "r.yaml").build_protocol(vocabulary) == recipe.build_protocol(vocabulary)
+
+
+def test_effective_yaml_has_the_policies_of_its_protocol() -> None:
+    """A named protocol may have others than the class."""
+    assert effective(Recipe.from_dict(content(protocol={"name": "single_label"})))["protocol"]["top_k"] == [1, 5]
+    changed = content(protocol={"name": "single_label", "top_k": [2]})
+    assert effective(Recipe.from_dict(changed))["protocol"]["top_k"] == [2]
 
 
 def test_dict_round_trip() -> None:

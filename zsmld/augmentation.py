@@ -25,7 +25,8 @@ class QueryAugmentation:
         random_target: the target of random queries: "positive" (as the paper is understood), "negative", "ignore".
         captions: how many of the dataset's captions (texts with known targets) are added as queries in a step.
         word_dropout: share of the words left out of a step, in [0,1).
-        mixed: extra queries that are convex combinations of two words; target present if either is.
+        mixed: extra queries that are convex combinations of two words, also of those that `word_dropout` leaves out;
+            target present if either is.
 
     Raises:
         ValueError: if a knob is out of range.
@@ -77,6 +78,8 @@ class QueryAugmentation:
         Raises:
             ValueError: if `captions` > 0 and the dataset has none.
         """
+        if not (self.noise or self.random_queries or self.captions or self.word_dropout or self.mixed):
+            return word_embeddings, targets
         device = word_embeddings.device
         deviation = word_embeddings.std(0, correction=min(1, len(word_embeddings) - 1))  # (T); zero for a single word
 

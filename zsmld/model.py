@@ -40,6 +40,7 @@ class ZeroShotClassifier(nn.Module):
     Attributes:
         heldout_words: seen words that were left out of training, for selection and calibration; stored with it.
         calibration: a `zsmld.calibration.Calibration` as plain data, stored with it; None before calibration.
+        scores: what makes scores of logits: "sigmoid", or "softmax" where an image has one word; stored with it.
         training_record: how the weights came about, as plain data: the epoch, what selected it, whether they are
             averaged, every setting, the git revision; stored with it; None before training.
 
@@ -74,6 +75,7 @@ class ZeroShotClassifier(nn.Module):
         self.recipe = recipe
         self.heldout_words: tuple[str, ...] = ()
         self.calibration: dict[str, Any] | None = None
+        self.scores: str = "sigmoid"
         self.training_record: dict[str, Any] | None = None
         if vocabulary is not None:
             self.remember_words(vocabulary, word_embeddings)
@@ -227,6 +229,8 @@ class ZeroShotClassifier(nn.Module):
             config["heldout_words"] = list(self.heldout_words)
         if self.calibration is not None:
             config["calibration"] = self.calibration
+        if self.scores != "sigmoid":
+            config["scores"] = self.scores
         if self.training_record is not None:
             config["training"] = self.training_record
         return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
@@ -353,6 +357,9 @@ def _from_config(
         model.heldout_words = check_words(config.get("heldout_words", ()), "heldout_words", allow_empty=True)
         model.calibration = config.get("calibration")
         model.training_record = config.get("training")
+        model.scores = config.get("scores", "sigmoid")
+        if model.scores not in ("sigmoid", "softmax"):
+            raise ValueError(f"checkpoint {folder} must have scores sigmoid or softmax, got {model.scores!r}")
         for name, stored in (("calibration", model.calibration), ("training", model.training_record)):
             if not isinstance(stored, dict | None):
                 raise TypeError(f"a {name} of type {type(stored).__name__}, which is no mapping")

@@ -263,6 +263,8 @@ class Predictor:
     def _scores(self, logits: np.ndarray) -> np.ndarray:
         if self.calibration is not None:
             return self.calibration.scores(logits)
+        if self.model.scores == "softmax":  # one word an image: its words share the probability
+            return torch.softmax(torch.from_numpy(logits), 1).numpy()
         return torch.sigmoid(torch.from_numpy(logits)).numpy()
 
     def _logits(self, inputs: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """What the processes of `torch.distributed` tell each other; one process alone talks to itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 Value = TypeVar("Value")
 
@@ -49,3 +50,35 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
     summed = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(summed)
     return [float(value) for value in summed]
+
+
+def tensors_from_all(tensor: Tensor) -> list[Tensor]:
+    """The tensor of every process, in their order; all have the same shape, type and kind of device.
+
+    Example:
+        >>> tensors_from_all(torch.ones(2))
+        [tensor([1., 1.])]
+    """
+    _, world = rank_and_world()
+    if world == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world)]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+@torch.no_grad()
+def take_from_main(tensors: Iterable[Tensor]) -> None:
+    """Fill the tensors of every process with what those of the main one hold; all processes call it together.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> take_from_main([weight])
+        >>> weight
+        tensor([1., 1.])
+    """
+    _, world = rank_and_world()
+    for tensor in tensors if world > 1 else ():
+        dense = tensor.detach().contiguous()
+        dist.broadcast(dense, 0)
+        tensor.copy_(dense)

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from zsmld.datasets import Dataset
 from zsmld.datasets.loader import Batch, load_batches
 from zsmld.model import ZeroShotClassifier
+from zsmld.processes import from_all, rank_and_world, tensors_from_all
 
 
 class ScoreMatrix:
@@ -77,7 +76,7 @@ class ScoreMatrix:
 
         Without `torch.distributed` it is `add`.
         """
-        for part_rows, part_scores in zip(_gather(rows), _gather(scores), strict=True):
+        for part_rows, part_scores in zip(tensors_from_all(rows), tensors_from_all(scores), strict=True):
             self.add(part_rows.cpu(), part_scores.float().cpu())
 
     def compact(self) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +133,7 @@ def score_dataset(
     Raises:
         ValueError: if a logit is NaN, or no image can be read.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    rank, world = rank_and_world()
     starts = range(0, len(dataset), max(1, batch_size))  # load_batches refuses other sizes
     own = [row for start in starts[rank::world] for row in range(start, min(start + batch_size, len(dataset)))]
     num_words = len(dataset.vocabulary) if words is None else len(words)
@@ -157,8 +156,8 @@ def score_dataset(
                     found += zip(batch.rows.tolist(), batch.ids, strict=True)
             matrix.add_from_all(rows, logits)
             bar.update(min(world * batch_size, len(dataset) - bar.n))
-    ids = dict(pair for part in _gather_objects(found) for pair in part)
-    unreadable = sorted(pair for part in _gather_objects(unreadable) for pair in part)  # whoever found them
+    ids = dict(pair for part in from_all(found) for pair in part)
+    unreadable = sorted(pair for part in from_all(unreadable) for pair in part)  # whoever found them
     if not ids:
         raise ValueError(
             f"dataset must have readable images, none of {len(dataset)} could be read; first: {unreadable[0][1]}"
@@ -181,23 +180,3 @@ def score_batch(model: ZeroShotClassifier, batch: Batch, words: Tensor | None, d
         first = batch.ids[int(np.isnan(logits).any(1).argmax())]
         raise ValueError(f"logits must be numbers, got NaN first for image {first}; check the checkpoint's weights")
     return logits
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _gather(tensor: Tensor) -> list[Tensor]:
-    if not _distributed():
-        return [tensor]
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return parts
-
-
-def _gather_objects(value: Any) -> list[Any]:
-    if not _distributed():
-        return [value]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts

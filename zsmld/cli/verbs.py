@@ -113,7 +113,8 @@ def train(options: argparse.Namespace) -> int:
         if main:
             _, page = report.save(output / "report")
             print(f"\n{report.to_text()}\n\nreport: {page}")
-    return 1 if trainer.unreadable else 0
+    # Only the main process says so: a launcher ends all others as soon as one fails, and this one writes the report.
+    return 1 if main and trainer.unreadable else 0
 
 
 def _is_main_process(device: str) -> bool:

@@ -1,5 +1,6 @@
 """Batches from a dataset: decoded, augmented and transformed in workers; unreadable images set aside, not raised."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -70,7 +71,7 @@ def load_batches(
             f"batch_size must be ≥ 1 and num_workers ≥ 0, got {batch_size} and {num_workers}; correct them"
         )
     order = list(range(len(dataset))) if rows is None else [int(row) for row in rows]
-    own, augment, generator = [0] * len(order), None, None
+    own, augment = [0] * len(order), None
     if augmentation is not None and augmentation.augments:
         own = [] if seeds is None else [int(seed) for seed in seeds]
         if len(own) != len(order):
@@ -84,8 +85,8 @@ def load_batches(
                 f"give that of the image encoder or turn the image augmentation off"
             )
         augment = partial(augmentation.augment, transform=transform)
-        # DataLoader draws its workers' seeds from the global generator, unless it has one of its own.
-        generator = torch.Generator().manual_seed(own[0] % 2**63 if own else 0)
+    # DataLoader draws its workers' seeds from the global generator, and disturbs it, unless it has one of its own.
+    generator = torch.Generator().manual_seed(own[0] % 2**63 if own else 0)
     batches = DataLoader(
         _Rows(dataset, transform, augment),
         batch_size=batch_size,
@@ -93,6 +94,7 @@ def load_batches(
         num_workers=num_workers,
         collate_fn=_collate,
         generator=generator,
+        worker_init_fn=_leave_signals_to_main,
     )
     try:
         yield from batches
@@ -102,6 +104,15 @@ def load_batches(
             # references, from where each of them takes five seconds to end.
             error.__traceback__ = None
         raise
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """A signal to the whole group of processes must not take the images from a process that wants to end in order.
+
+    Workers end when their batches are used up, or when the process that they work for is gone.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Rows(Dataset[dict[str, Any]]):

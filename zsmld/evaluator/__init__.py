@@ -336,8 +336,9 @@ def _external_knowledge(model: ZeroShotClassifier) -> list[str]:
     options = recipe.get("image_encoder", {})
     if options.get("pretrained", True) or options.get("checkpoint_path"):
         known.append(f"image encoder {model.image_encoder.spec}: the labels or captions it was pretrained on, if any")
-    settings = (model.training_record or {}).get("settings", {})
-    for flag, what in (("select_on_test_images", "test images"), ("select_on_unseen_words", "labels of unseen words")):
-        if settings.get(flag):
-            known.append(f"model selection: {what} chose the epoch ({flag})")
+    record = model.training_record or {}
+    if record.get("selected_on_test_images"):
+        known.append("model selection: test images chose the epoch (select_on_test_images)")
+    if record.get("settings", {}).get("select_on_unseen_words"):
+        known.append("model selection: labels of unseen words chose the epoch (select_on_unseen_words)")
     return known

@@ -20,10 +20,10 @@ from zsmld.datasets import Dataset
 from zsmld.datasets.loader import Batch, load_batches
 from zsmld.features.dataset import FeatureDataset
 from zsmld.features.hashing import hash_images, weights_hash
-from zsmld.features.processes import from_all, rank_and_world
 from zsmld.features.shards import MappedEmbeddings, ShardFolder
 from zsmld.images import ImageEncoder
 from zsmld.model import package_versions
+from zsmld.processes import from_all, rank_and_world
 from zsmld.text import resolve_device
 
 FeatureDtype = Literal["fp16", "bf16", "fp32"]

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from zsmld.datasets import Dataset, IndexedDataset
 from zsmld.datasets.loader import load_batches
-from zsmld.features.processes import from_all, rank_and_world
 from zsmld.images import ImageEncoder
+from zsmld.processes import from_all, rank_and_world
 
 
 def hash_images(

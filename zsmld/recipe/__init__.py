@@ -173,6 +173,8 @@ class Recipe:
             given = getattr(self, section)
             if section in targets and given is not None:
                 defaults = {name: default_of(p) for name, p in arguments_of(section, targets[section]).items()}
+                if section == "protocol" and given.get("name"):  # a named protocol has policies of its own
+                    defaults = {name: getattr(PROTOCOLS[given["name"]], name) for name in defaults}
                 given = {**({"name": given["name"]} if "name" in given else {}), **defaults, **given}
             found[section] = plain(given)
         return found

@@ -1,13 +1,12 @@
 """Door: Trainer, one visible loop. It never sees an unseen word, and selects the model by held-out seen words."""
 
 import json
-import signal
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,17 +18,21 @@ from zsmld.features import FeatureCache
 from zsmld.images import ImageAugmentation
 from zsmld.losses import build_loss
 from zsmld.model import ZeroShotClassifier
-from zsmld.processes import from_all, total
+from zsmld.processes import from_all, take_from_main, total
 from zsmld.text import TextEncoder
 from zsmld.trainer.checkpoint import (
+    CHECKPOINT,
     Progress,
     StopSignal,
     TrainingStopped,
+    check_shared,
     kept_safe,
     random_state,
     restore_random_state,
     save_state,
     saved_state,
+    saved_where,
+    stopped,
 )
 from zsmld.trainer.devices import build_accelerator
 from zsmld.trainer.log import Log
@@ -37,14 +40,12 @@ from zsmld.trainer.optimization import Schedule, build_optimizer, build_schedule
 from zsmld.trainer.options import Precision, problems_of, settings_of, training_record
 from zsmld.trainer.order import Order
 from zsmld.trainer.preparation import prepare_data, prepare_words
-from zsmld.trainer.selection import LAST, what_selects
+from zsmld.trainer.selection import describe_selection, what_selects
 from zsmld.trainer.step import Step
 from zsmld.trainer.weights import Weights
 from zsmld.trainer.words import divide_words, rows_with
 
 __all__ = ["Trainer", "TrainingStopped"]
-
-_CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -82,7 +83,11 @@ class Trainer:
         warmup: share of the steps in which the rate rises, for "one_cycle" and "cosine".
         loss: one of `zsmld.losses`: "asymmetric", "binary_cross_entropy", "two_way", "ranking", "cross_entropy".
         loss_options: further arguments of the loss; `reduction` is "mean" over images unless it is "sum".
+        scores: what the model makes scores of its logits with: "sigmoid", or "softmax" for images with one word each.
         ema_decay: of the averaged weights that are evaluated and saved; 0 uses the raw ones.
+        ema_warmup: let the average follow faster in the first steps (timm's: at most 1 − step^(−2/3)), so that a short
+            training does not end with an average of its beginning; without it the decay is the same from the start, as
+            in the official code.
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
         precision: "fp32", "bf16" or "fp16" autocast.
         freeze_image_encoder: train the head only (True), or name the parts of the encoder that stay, such as
@@ -134,7 +139,9 @@ class Trainer:
     warmup: float = 0.2
     loss: str = "asymmetric"
     loss_options: dict[str, Any] = field(default_factory=dict)
+    scores: Literal["sigmoid", "softmax"] = "sigmoid"
     ema_decay: float = 0.9997
+    ema_warmup: bool = True
     max_grad_norm: float = 0.0
     precision: Precision = "fp32"
     freeze_image_encoder: bool | tuple[str, ...] = False
@@ -195,16 +202,7 @@ class Trainer:
 
     def selection_text(self) -> str:
         """What selects the epoch, as a person wants to read it."""
-        if self.selected_by == LAST:
-            return "the last epoch: there are no validation images, or no words in them"
-        words = {
-            "heldout": f"{len(self.heldout)} held-out seen words",
-            "unseen": "the UNSEEN words",
-            "seen": "seen words",
-        }
-        figure = words.get(self.selected_by.split("_")[0])
-        test = " (TEST images)" if self.val_dataset is not None and self.val_dataset.split == "test" else ""
-        return f"by the {'top-1 accuracy' if figure is None else f'mAP of {figure}'} on {self.val_dataset!r}{test}"
+        return describe_selection(self.selected_by, len(self.heldout), self.val_dataset)
 
     # -------------------------------------------------------------------------------------------------- the loop
 
@@ -230,14 +228,10 @@ class Trainer:
             cleanup.callback(torch.set_num_threads, num_threads)
             if self.num_workers:  # a core for each worker: threads that wait for each other's cores are far slower
                 torch.set_num_threads(max(1, num_threads - self.num_workers))
-            return self._fit(resume, cleanup.enter_context(StopSignal()), cleanup)
+            return self._fit(resume, cleanup)
 
-    def _fit(self, resume: bool, stop: StopSignal, cleanup: ExitStack) -> ZeroShotClassifier:
+    def _fit(self, resume: bool, cleanup: ExitStack) -> ZeroShotClassifier:
         assert self.steps_per_epoch is not None  # __post_init__ made sure
-        settings = settings_of(self)
-        saved = saved_state(self._path(_CHECKPOINT), settings, resume)
-        progress = self._progress = Progress() if saved is None else Progress(**saved["progress"])
-
         head_only = self.freeze_image_encoder is True
         accelerator = build_accelerator(self.device, self.precision, self.trackers, self.output, not head_only)
         device, main, world = accelerator.device, accelerator.is_main_process, accelerator.num_processes
@@ -249,6 +243,11 @@ class Trainer:
             )
         torch.manual_seed(self.seed + accelerator.process_index)  # each process draws its own dropout
         model = self.model.to(device)
+        take_from_main(model.state_dict().values())  # however each process made its own
+        settings = settings_of(self)
+        saved = saved_state(self._path(CHECKPOINT), settings, resume)
+        progress = self._progress = Progress() if saved is None else Progress(**saved["progress"])
+        check_shared(progress.step, self.output)
         words, captions, selection = prepare_words(self, self._words, device)  # (N,T), or None in class mode
         dataset, val_dataset = prepare_data(self)
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -256,13 +255,14 @@ class Trainer:
         frozen = freeze(model.image_encoder, self.freeze_image_encoder)  # names of modules that stay in eval mode
         model.image_encoder.eval()  # a frozen encoder is no part of the network, which is put into training mode below
 
-        weights = Weights(model, head_only, self.ema_decay, self.fsdp)
+        sharded = self.fsdp and world > 1  # one process would hold it all
+        weights = Weights(model, head_only, self.ema_decay, sharded, self.ema_warmup)
         groups = parameter_groups(weights.trained, self.lr, self.weight_decay, self.encoder_lr_scale, self.layer_decay)
         bare = build_optimizer(self.optimizer, groups, self.lr)
         total_steps = self.epochs * self.steps_per_epoch
         scheduler = build_scheduler(self.schedule, bare, total_steps, self.warmup)
         network, optimizer = weights.trained, accelerator.prepare(bare)
-        if not self.fsdp:  # else it is distributed already
+        if not sharded:  # else it is distributed already
             network = accelerator.prepare(network)
             # However it ends, the model leaves as it came, without accelerate's autocast around its forward.
             cleanup.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
@@ -275,8 +275,7 @@ class Trainer:
         log = Log(self._path() if main else None, total_steps, self.log_every, self.progress and main, accelerator.log)
         cleanup.callback(log.close)
         if saved is not None and saved["finished"]:
-            weights.take(progress.best_weights)
-            return model.eval()
+            return self._ended(weights, settings, world)
         if saved is not None:
             weights.restore(saved["weights"], bare)
             scheduler.load_state_dict(saved["scheduler"])
@@ -284,10 +283,15 @@ class Trainer:
                 accelerator.scaler.load_state_dict(saved["scaler"])
             if len(saved["random"]) == world:
                 restore_random_state(saved["random"][accelerator.process_index], device)
-        log.start(progress.step, progress.history, {"train": self.dataset, "val": self.val_dataset})
+        with kept_safe("log", self._saved_where):
+            log.start(progress.step, progress.history, progress.row, {"train": self.dataset, "val": self.val_dataset})
+        stop = cleanup.enter_context(StopSignal())  # until now there was nothing to keep: a signal ended it all
 
         def checkpoint(finished: bool = False) -> None:
             """Everything that a resumed run needs; every process calls this together."""
+            for errors in from_all(progress.unreadable):
+                progress.unreadable.update(errors)
+            progress.row = log.row
             state = {
                 "settings": json.dumps(settings),
                 "finished": finished,
@@ -298,9 +302,9 @@ class Trainer:
                 "random": from_all(random_state(device)),
             }
             if main and self.output is not None:
-                with kept_safe("checkpoint", self._saved_where()):
-                    save_state(Path(self.output) / _CHECKPOINT, state)
-                log.write_unreadable(progress.unreadable)
+                with kept_safe("checkpoint", self._saved_where):
+                    save_state(Path(self.output) / CHECKPOINT, state)
+                    log.write_unreadable(progress.unreadable)
             accelerator.wait_for_everyone()
 
         run = Step(
@@ -308,7 +312,7 @@ class Trainer:
             model,
             network,
             head_only,
-            self.fsdp,
+            sharded,
             self._loss,
             self._mean_over_images,
             self._words.labels,
@@ -335,18 +339,14 @@ class Trainer:
                 if num_images:
                     pending = pending + run.backward(parts, step, num_images)
                     pending_images += int(num_images)
+                saving = bool(stopping or (self.checkpoint_every and (step + 1) % self.checkpoint_every == 0))
                 # A GPU must not wait for its every loss; the CPU has it at once.
-                if device.type == "cpu" or (step + 1) % self.log_every == 0 or step + 1 == last or stopping:
+                if device.type == "cpu" or (step + 1) % self.log_every == 0 or step + 1 == last or saving:
                     (value,) = total([pending.item()], device)
                     if not np.isfinite(value):
-                        raise ValueError(
-                            f"loss must be a number, got {value} at step {step} of epoch {epoch}; lower lr (now "
-                            f"{self.lr:g}) or use precision='fp32'. Last good model: {self._saved_where()}"
-                        )
-                    progress.epoch_loss, progress.epoch_images = (
-                        progress.epoch_loss + value,
-                        progress.epoch_images + pending_images,
-                    )
+                        raise self._diverged(f"{value} at step {step} of epoch {epoch}")
+                    progress.epoch_loss += value
+                    progress.epoch_images += pending_images
                     log.count(value, pending_images)
                     pending, pending_images = torch.zeros_like(pending), 0
                 if num_images:
@@ -357,19 +357,19 @@ class Trainer:
                     scheduler.step()
                 progress.step, own_images = step + 1, own_images + int(num_images)
                 weights.update(progress.step)
-                log.step(progress.step, epoch, float(scheduler.get_last_lr()[0]))
-                if stopping or (self.checkpoint_every and progress.step % self.checkpoint_every == 0):
+                if (saving or progress.step == last) and not weights.are_finite():
+                    raise self._diverged(f"weights that are no numbers after step {step} of epoch {epoch}")
+                with kept_safe("log", self._saved_where):
+                    log.step(progress.step, epoch, float(scheduler.get_last_lr()[0]))
+                if saving:
                     checkpoint()
                 if stopping:
-                    name = signal.Signals(max(from_all(stop.received))).name
-                    raise TrainingStopped(
-                        f"training was stopped by {name} after step {progress.step} of {total_steps}; what it learnt: "
-                        f"{self._saved_where()}; go on with --resume (in Python fit(resume=True))",
-                        stop.received or signal.SIGTERM,
-                    )
+                    raise stopped(max(from_all(stop.received)), progress.step, total_steps, self.output)
             if not progress.epoch_images:
                 raise ValueError(f"dataset must have readable images, none could be read; first: {self.unreadable[:1]}")
-            seconds = time.perf_counter() - started
+            seconds = max(time.perf_counter() - started, 1e-9)
+            if val_dataset is not None:
+                checkpoint()  # measuring may take long, and a machine that is asked to stop does not wait for ever
             model_now = weights.evaluated()
             record: dict[str, float] = {
                 "epoch": epoch,
@@ -380,30 +380,40 @@ class Trainer:
                 **selection.measure(model_now, val_dataset, device, self.batch_size, self.num_workers),
             }
             progress.history.append(record)
+            self.note_unreadable(selection.unreadable)
             progress.epoch_loss, progress.epoch_images = 0.0, 0
             selected_by = record.get(self.selected_by, float(epoch))  # without a figure each epoch beats the last
-            if selected_by > progress.best:
+            if selected_by > progress.best or not progress.best_epoch:  # a figure may be NaN
                 progress.best, progress.best_epoch = selected_by, epoch
                 progress.best_weights = weights.of_trained_part(model_now)
                 model.training_record = training_record(self, settings, world, str(device))
                 if main and self.output is not None:
-                    with kept_safe("model", self._saved_where()):
+                    with kept_safe("model", self._saved_where):
                         model.save_pretrained(Path(self.output) / "model", model_now.state_dict())
-            log.epoch(record, first=epoch == 1)
-            for part_of_them in from_all(progress.unreadable):
-                progress.unreadable.update(part_of_them)
+            with kept_safe("log", self._saved_where):
+                log.epoch(record, first=epoch == 1)
             checkpoint(finished=epoch == self.epochs)
-        weights.take(progress.best_weights)
-        return model.eval()
+        if (number := max(from_all(stop.received))) > 0:  # it came with the last epoch, which is saved
+            raise stopped(number, progress.step, total_steps, self.output)
+        return self._ended(weights, settings, world)
 
     # ----------------------------------------------------------------------------------------------------- parts
 
     def _path(self, *parts: str) -> Path | None:
         return None if self.output is None else Path(self.output, *parts)
 
+    def _ended(self, weights: Weights, settings: dict[str, Any], world: int) -> ZeroShotClassifier:
+        """The model with the selected weights."""
+        weights.take(self._progress.best_weights)
+        device = str(next(self.model.parameters()).device)
+        self.model.training_record = training_record(self, settings, world, device)
+        return self.model.eval()
+
+    def _diverged(self, what: str) -> ValueError:
+        return ValueError(
+            f"loss must be a number, got {what}; lower lr (now {self.lr:g}) or use precision='fp32'. "
+            f"Last good model: {self._saved_where()}"
+        )
+
     def _saved_where(self) -> str:
-        """The last good states, for a message."""
-        names = [
-            str(path) for name in ("model", _CHECKPOINT) if (path := self._path(name)) is not None and path.exists()
-        ]
-        return " and ".join(names) or "none yet"
+        return saved_where(self.output)

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zsmld.processes import from_all
+
+CHECKPOINT = "checkpoint.pt"
 _FORMAT = 1
 
 
@@ -26,6 +29,7 @@ class Progress:
         step: optimiser steps that are done.
         epoch_loss: summed loss of the epoch that has begun, over all processes.
         epoch_images: images it was summed over.
+        row: summed loss and images of the row of `steps.csv` that has begun.
         history: one record an epoch.
         best: the figure that selected the best epoch so far.
         best_epoch: that epoch, from 1.
@@ -36,6 +40,7 @@ class Progress:
     step: int = 0
     epoch_loss: float = 0.0
     epoch_images: int = 0
+    row: tuple[float, int] = (0.0, 0)
     history: list[dict[str, float]] = field(default_factory=list)
     best: float = -math.inf
     best_epoch: int = 0
@@ -53,6 +58,21 @@ class TrainingStopped(Exception):  # it is no error: somebody asked for it
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.signal = number
+
+
+def stopped(number: int, step: int, total_steps: int, output: str | Path | None) -> TrainingStopped:
+    """What is raised when a signal has come, and the checkpoint is written."""
+    return TrainingStopped(
+        f"training was stopped by {signal.Signals(number).name} after step {step} of {total_steps}; what it learnt: "
+        f"{saved_where(output)}; go on with --resume (in Python fit(resume=True))",
+        number,
+    )
+
+
+def saved_where(output: str | Path | None) -> str:
+    """The last good states in an output folder, for a message."""
+    paths = [] if output is None else [Path(output, name) for name in ("model", CHECKPOINT)]
+    return " and ".join(str(path) for path in paths if path.exists()) or "none yet"
 
 
 class StopSignal:
@@ -74,7 +94,7 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -154,8 +174,21 @@ def saved_state(path: Path | None, settings: dict[str, Any], resume: bool) -> di
     return state
 
 
+def check_shared(step: int, output: str | Path | None) -> None:
+    """Refuse processes that found different checkpoints.
+
+    Raises:
+        ValueError: if `step`, where this process goes on, is not that of every other.
+    """
+    if len(set(from_all(step))) > 1:
+        raise ValueError(
+            f"output must be one folder that every process sees, {output} holds a checkpoint on some machines only; "
+            f"put it on a shared disk"
+        )
+
+
 @contextmanager
-def kept_safe(what: str, last_good: str) -> Iterator[None]:
+def kept_safe(what: str, last_good: Callable[[], str]) -> Iterator[None]:
     """Around writing: what fails says where the last good state is.
 
     Raises:
@@ -165,7 +198,7 @@ def kept_safe(what: str, last_good: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"{what} must be written, it cannot be: {error}. Last good state: {last_good}; free some space and go on "
+            f"{what} must be written, it cannot be: {error}. Last good state: {last_good()}; free some space and go on "
             f"with --resume (in Python fit(resume=True))"
         ) from error
 

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
@@ -24,10 +24,19 @@ class Log:
     def __init__(self, output: Path | None, total_steps: int, every: int, shown: bool, track: Any) -> None:
         self.output, self.every, self._track, self._shown = output, every, track, shown
         self._bar = tqdm(total=total_steps, disable=None if shown else True, desc="train", unit="step")
-        self._started, self._num_images, self._loss = time.perf_counter(), 0, 0.0
+        self._begin()
 
-    def start(self, step: int, history: list[dict[str, float]], datasets: dict[str, Any]) -> None:
+    @property
+    def row(self) -> tuple[float, int]:
+        """Summed loss and images of the row of `steps.csv` that has begun."""
+        return self._loss, self._num_images
+
+    def start(
+        self, step: int, history: list[dict[str, float]], row: tuple[float, int], datasets: dict[str, Any]
+    ) -> None:
         """Begin, or go on after a step: rows of later steps and epochs are those of a lost continuation.
+
+        `row` is what the one had that was begun.
 
         `data.json` says which images are trained and validated on, and what the datasets' policies took away.
         """
@@ -49,17 +58,19 @@ class Log:
             text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
             (self.output / "data.json").write_text(text, encoding="utf-8")
         self._begin()
+        self._loss, self._num_images = row
 
     def count(self, loss: float, num_images: int) -> None:
         """Add the summed loss of some images, of this process."""
         self._loss, self._num_images = self._loss + loss, self._num_images + num_images
+        self._timed_images += num_images
 
     def step(self, step: int, epoch: int, lr: float) -> None:
         """One step is done; `step` counts from 1."""
         self._bar.update()
         if step % self.every or not self._num_images:
             return
-        rate = self._num_images / max(time.perf_counter() - self._started, 1e-9)
+        rate = self._timed_images / max(time.perf_counter() - self._started, 1e-9)
         figures = {"loss": self._loss / self._num_images, "lr": lr, "images_per_second": rate}
         self._begin()
         self._bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", images=f"{rate:.0f}/s")
@@ -68,7 +79,7 @@ class Log:
         self._track({f"train/{name}": value for name, value in figures.items()}, step)
 
     def _begin(self) -> None:
-        self._started, self._num_images, self._loss = time.perf_counter(), 0, 0.0
+        self._started, self._timed_images, self._num_images, self._loss = time.perf_counter(), 0, 0, 0.0
 
     def epoch(self, record: dict[str, float], first: bool) -> None:
         """One epoch is done, and measured."""
@@ -92,17 +103,23 @@ class Log:
 
 
 def _before(row: dict[str, str], step: int) -> bool:
-    return row.get("step", "").isdigit() and int(row["step"]) <= step
+    return None not in row.values() and row.get("step", "").isdigit() and int(row["step"]) <= step
 
 
-def _write(path: Path, rows: list[Any], mode: str) -> None:
-    with path.open(mode, newline="", encoding="utf-8") as file:
-        if not rows:
-            return
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerows(rows)
+def _write(path: Path, rows: list[Any], mode: Literal["a", "w"]) -> None:
+    """Append rows, or put them in the place of a file, which stays if that fails."""
+    written = path if mode == "a" else path.with_name(f".{path.name}.part")
+    try:
+        with written.open(mode, newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+            if rows and file.tell() == 0:
+                writer.writeheader()
+            writer.writerows(rows)
+        written.replace(path)
+    except OSError:
+        if written != path:
+            written.unlink(missing_ok=True)
+        raise
 
 
 def _one_line(record: dict[str, float]) -> str:

@@ -84,6 +84,8 @@ def build_scheduler(name: Schedule, optimizer: torch.optim.Optimizer, total_step
     """
     if name == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
+        # At exactly one warm-up step torch divides nothing by nothing.
+        warmup = warmup * (1 + 1e-6) if abs(warmup * total_steps - 1) < 1e-6 else warmup
         has_momentum = {"betas", "momentum"} & set(optimizer.defaults)
         return OneCycleLR(
             optimizer, peaks, total_steps=total_steps, pct_start=warmup, cycle_momentum=bool(has_momentum)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from zsmld.datasets import ids_digest
+from zsmld.features.hashing import weights_hash
 from zsmld.model import package_versions
 from zsmld.resources import git_revision
 from zsmld.trainer.devices import missing_trackers
@@ -49,6 +50,7 @@ def option_problems(t: Any) -> list[str]:
         f"optimizer must be one of timm's, such as 'adamw', 'adam' or 'lamb', got {t.optimizer!r}": (
             t.optimizer in list_optimizers()
         ),
+        f"scores must be 'sigmoid' or 'softmax', got {t.scores!r}": t.scores in ("sigmoid", "softmax"),
         f"loss_options must have reduction 'mean' or 'sum', got {t.loss_options.get('reduction')!r}": (
             t.loss_options.get("reduction", "mean") in ("mean", "sum")
         ),
@@ -57,6 +59,9 @@ def option_problems(t: Any) -> list[str]:
         ),
         "features cannot be augmented, they are computed once; turn image_augmentation off": (
             t.features is None or t.image_augmentation.is_off
+        ),
+        "mixup and cutmix need loss binary_cross_entropy or cross_entropy": (
+            not t.image_augmentation.mixes or t.loss in ("binary_cross_entropy", "cross_entropy")
         ),
         "captions and mixed queries need targets that are present or absent; turn mixup and cutmix off": (
             not t.image_augmentation.mixes or not (t.augmentation.captions or t.augmentation.mixed)
@@ -72,7 +77,7 @@ def problems_of(trainer: "Trainer") -> list[str]:
         problems.append("trackers need an output folder")
     if t.val_dataset is not None and t.val_dataset.vocabulary != t.dataset.vocabulary:
         problems.append("val_dataset must have the vocabulary of dataset: the same words, order and partition")
-    if t.val_dataset is not None and t.val_dataset.split == "test" and not t.select_on_test_images:
+    if t.val_dataset is not None and t.val_dataset.split in ("test", "all") and not t.select_on_test_images:
         problems.append(
             "val_dataset must not be the test images, which would no longer be unseen; take a part of the training "
             "images (val_fraction), or say select_on_test_images=true"
@@ -88,10 +93,12 @@ def settings_of(trainer: "Trainer") -> dict[str, Any]:
     datasets = {"images": trainer.dataset, "val_images": trainer.val_dataset}
     return {
         **{name: plain(value) for name, value in options.items()},
-        "words": hashlib.sha256("\n".join(trainer.dataset.vocabulary.words).encode()).hexdigest(),
-        "seen": len(trainer.dataset.vocabulary.seen),
+        "words": _digest("\n".join(trainer.dataset.vocabulary.words).encode()),
+        "seen": _digest("\n".join(trainer.dataset.vocabulary.seen).encode()),
         **{name: None if dataset is None else _images(dataset) for name, dataset in datasets.items()},
         "image_encoder": plain(trainer.model.image_encoder.config()),
+        # A checkpoint holds no weights of an encoder that is not trained.
+        "frozen_weights": weights_hash(trainer.model.image_encoder) if trainer.freeze_image_encoder is True else None,
         "decoder": plain(trainer.model.decoder.config()),
         "text_encoder": trainer.model.text_encoder_identity,
         "torch": package_versions()["torch"],
@@ -104,6 +111,7 @@ def training_record(trainer: "Trainer", settings: dict[str, Any], num_processes:
         "epoch": trainer.best_epoch,
         "weights": "averaged" if trainer.ema_decay else "raw",
         "selected_by": trainer.selected_by,
+        "selected_on_test_images": trainer.val_dataset is not None and trainer.val_dataset.split in ("test", "all"),
         "num_processes": num_processes,
         "device": device,
         "git": git_revision(),
@@ -113,8 +121,19 @@ def training_record(trainer: "Trainer", settings: dict[str, Any], num_processes:
 
 
 def _images(dataset: Any) -> str:
+    """Which images, with which labels."""
     ids = getattr(dataset, "ids", None)
-    return f"{dataset.name}, {dataset.split}, {len(dataset)} images" + ("" if ids is None else f", {ids_digest(ids)}")
+    of_ids = "" if ids is None else f", ids {ids_digest(ids)[:16]}"
+    targets = dataset.targets
+    labels = _digest(*(part.tobytes() for part in (targets.indptr, targets.indices, targets.data)))
+    return f"{dataset.name}, {dataset.split}, {len(dataset)} images{of_ids}, labels {labels[:16]}"
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ def prepare_words(
     """
     model, vocabulary = trainer.model, trainer.dataset.vocabulary
     model.calibration = None  # of the weights it had before
+    model.scores = trainer.scores
     if model.decoder.text_dim is None:
         model.remember_words(vocabulary, None)
         return None, None, Selection(vocabulary, words, None)

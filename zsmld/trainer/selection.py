@@ -27,6 +27,16 @@ def what_selects(val_dataset: Dataset | None, words: TrainingWords, select_on_un
     return "top_1_accuracy" if _single_label(val_dataset, words) else "seen_mean_average_precision"
 
 
+def describe_selection(selected_by: str, num_heldout: int, val_dataset: Dataset | None) -> str:
+    """What selects the epoch, as a person wants to read it."""
+    if selected_by == LAST:
+        return "the last epoch: there are no validation images, or no words in them"
+    words = {"heldout": f"{num_heldout} held-out seen words", "unseen": "the UNSEEN words", "seen": "seen words"}
+    figure = words.get(selected_by.split("_")[0])
+    test = " (TEST images)" if val_dataset is not None and val_dataset.split in ("test", "all") else ""
+    return f"by the {'top-1 accuracy' if figure is None else f'mAP of {figure}'} on {val_dataset!r}{test}"
+
+
 def _single_label(dataset: Dataset, words: TrainingWords) -> bool:
     """Whether every image has exactly one of the measured words."""
     counts = np.asarray((dataset.targets[:, words.measured] == 1).sum(1)).ravel()
@@ -40,10 +50,14 @@ class Selection:
         vocabulary: of the dataset.
         words: which of its words are trained, held out and measured.
         word_embeddings: (R,T) of the measured words, on the model's device; None in class mode.
+
+    Attributes:
+        unreadable: (id, error) of the validation images that could not be read.
     """
 
     def __init__(self, vocabulary: Vocabulary, words: TrainingWords, word_embeddings: Tensor | None) -> None:
         self._vocabulary, self._words, self._embeddings = vocabulary, words, word_embeddings
+        self.unreadable: list[tuple[str, str]] = []
 
     @torch.no_grad()
     def measure(
@@ -57,6 +71,7 @@ class Selection:
         model.eval()
         labels = self._words.measured
         scored = score_dataset(model, dataset, self._embeddings, device, batch_size, num_workers)
+        self.unreadable = scored.unreadable
         targets = dense_targets(dataset, labels)[scored.rows]  # (M,R)
         aps = average_precision(scored.logits, targets)  # (R,)
         trained, unseen = np.isin(labels, self._words.labels), ~self._vocabulary.is_seen[labels]

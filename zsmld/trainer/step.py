@@ -94,6 +94,8 @@ class Step:
                 place = (step * self.accelerator.num_processes + self.accelerator.process_index) * len(parts) + number
                 inputs, targets = self.image_augmentation.mix(inputs, targets, self.seed * 2**40 + place)
             queries, targets = self._augment(targets, step)  # (N',T), (B,N')
+            if not len(batch):  # blank images: what random queries shall be is unknown for them, too
+                targets = torch.full_like(targets, -1)  # (B,N')
             # The processes exchange gradients once a step, with its last part.
             alone = number + 1 < len(parts) and not self.sharded
             with self.accelerator.no_sync(self.network) if alone else nullcontext():

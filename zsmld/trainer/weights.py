@@ -1,19 +1,14 @@
 """What is trained: the raw weights, their moving average, and the model that is evaluated; whole, or in shards."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from zsmld.model import ZeroShotClassifier
+from zsmld.processes import rank_and_world, take_from_main, total
 
 _MIN_SHARDED = 1_000_000  # parameters of a block that is gathered and given back on its own
 
@@ -22,24 +17,28 @@ class Weights:
     """The part of a model that is trained, in all its copies.
 
     Args:
-        model: on its device. Its own weights are trained in place, unless they are sharded.
+        model: on its device, the same in every process. Its own weights are trained in place, unless they are sharded.
         head_only: train `model.decoder` alone.
         ema_decay: of the moving average; 0 keeps none.
         sharded: FSDP: every process holds a share of the weights, of their average and of the optimiser's state. Then
             a copy is trained, and `model` is what it is gathered into.
+        ema_warmup: let the average follow at once in the first steps, where the weights are still random.
 
     Attributes:
         trained: the module whose parameters an optimiser gets.
     """
 
-    def __init__(self, model: ZeroShotClassifier, head_only: bool, ema_decay: float, sharded: bool) -> None:
+    def __init__(
+        self, model: ZeroShotClassifier, head_only: bool, ema_decay: float, sharded: bool, ema_warmup: bool = True
+    ) -> None:
         from timm.utils.model_ema import ModelEmaV3
 
         self.model, self.head_only, self.sharded = model, head_only, sharded
         part: nn.Module = model.decoder if head_only else model
         self.trained = copy.deepcopy(part) if sharded else part
-        # The warm-up lets the average follow at once in the first steps, where the weights are still random.
-        self.ema = ModelEmaV3(self.trained, decay=ema_decay, use_warmup=True) if ema_decay else None
+        # Torch does not compute sharded parameters and whole buffers in one call.
+        average = partial(ModelEmaV3, decay=ema_decay, use_warmup=ema_warmup, foreach=not sharded)
+        self.ema = average(self.trained) if ema_decay else None
         if sharded:
             for module in (self.trained, *([self.ema.module] if self.ema else [])):
                 _shard(module)
@@ -49,12 +48,23 @@ class Weights:
         if self.ema is not None:
             self.ema.update(self.trained, step=num_steps)
 
+    def are_finite(self) -> bool:
+        """Whether no process has a NaN or an infinite number among its trained weights; all call it together."""
+        parameters: list[Any] = list(self.trained.parameters())
+        parts = [p.to_local() if _is_share(p) else p for p in parameters]
+        num_bad = sum(float(not torch.isfinite(part).all()) for part in parts)
+        return total([num_bad], next(self.model.parameters()).device) == [0]
+
     def evaluated(self) -> ZeroShotClassifier:
-        """The model that is measured and saved: with averaged weights where there are some."""
+        """The model that is measured and saved: with averaged weights where there are some.
+
+        Every process must call it. Each has batch statistics of its own images; all get the main process's.
+        """
         source = self.trained if self.ema is None else self.ema.module
+        take_from_main(source.buffers())
         if self.sharded:  # whole again, in every process: evaluation shares images, not weights
-            own = self.model.decoder if self.head_only else self.model
-            own.load_state_dict(get_model_state_dict(source, options=StateDictOptions(full_state_dict=True)))
+            part = self.model.decoder if self.head_only else self.model
+            _load(part, {name: _whole(tensor) for name, tensor in source.state_dict().items()})
             return self.model
         if not self.head_only:
             assert isinstance(source, ZeroShotClassifier)  # for the type checker: it is a copy of the model
@@ -75,24 +85,66 @@ class Weights:
     # ----------------------------------------------------------------------------------------------- save and resume
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Weights, average and optimiser, whole whatever the number of processes; empty but in the main process.
+        """Weights, average and optimiser, on the CPU, whole whatever the number of processes.
 
-        Every process must call it.
+        Every process must call it; what the others get than the main one is empty where it would take memory.
         """
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {
-            "trained": get_model_state_dict(self.trained, options=options),
-            "averaged": None if self.ema is None else get_model_state_dict(self.ema.module, options=options),
-            "optimizer": get_optimizer_state_dict(self.trained, optimizer, options=options),
+            "trained": _on_main(self.trained.state_dict()),
+            "averaged": None if self.ema is None else _on_main(self.ema.module.state_dict()),
+            "optimizer": _on_main(optimizer.state_dict()),
         }
 
     def restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        """What `state` gave; every process has read it."""
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.trained, state["trained"], options=options)
+        """What `state` gave the main process; every process has read it."""
+        _load(self.trained, state["trained"])
         if self.ema is not None:
-            set_model_state_dict(self.ema.module, state["averaged"], options=options)
-        set_optimizer_state_dict(self.trained, optimizer, state["optimizer"], options=options)
+            _load(self.ema.module, state["averaged"])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {
+            number: {n: value if n == "step" else _like(value, parameters[number]) for n, value in entry.items()}
+            for number, entry in state["optimizer"]["state"].items()
+        }
+        optimizer.load_state_dict(state["optimizer"] | {"state": moments})
+
+
+def _is_share(tensor: Any) -> bool:
+    if rank_and_world()[1] == 1:  # torch may have been built without processes
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def _whole(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if _is_share(tensor) else tensor
+    return whole
+
+
+def _on_main(value: Any) -> Any:
+    """A state with whole tensors on the CPU; in other processes without them. All gather them one after the other."""
+    if isinstance(value, dict):
+        return {key: _on_main(inner) for key, inner in value.items()}
+    if isinstance(value, Tensor):
+        whole = _whole(value.detach())
+        return whole.cpu() if rank_and_world()[0] == 0 else None
+    return value
+
+
+def _like(value: Any, model: Any) -> Any:
+    """A whole tensor as the model of it is: a share of its own shape, and a number or a vector of one number."""
+    if isinstance(value, Tensor) and value.numel() == model.numel() == 1 and model.ndim < 2:
+        value = value.reshape(model.shape)
+    if _is_share(model) and isinstance(value, Tensor) and value.shape == model.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+    return value
+
+
+def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({name: _like(tensor, own[name]) for name, tensor in state.items()})
 
 
 def _shard(module: nn.Module) -> None:
@@ -102,6 +154,8 @@ def _shard(module: nn.Module) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in module.parameters():  # FSDP refuses numbers, and layouts such as channels-last
+        parameter.data = parameter.data.contiguous().reshape(parameter.shape or (1,))
     roots = [module.image_encoder, module.decoder] if isinstance(module, ZeroShotClassifier) else [module]
     for root in roots:
         for parent in list(root.modules()):
