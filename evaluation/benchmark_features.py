@@ -153,8 +153,8 @@ def main() -> None:
     words = text_encoder.encode_words(photos.vocabulary).to(device)
     setups = {}
     for name, decoder_dim, batch_size, num_photos in (
-        ("MobileNetV2, 224 px", 768, 32, len(photos)),
-        ("MobileNetV2, 224 px", 256, 32, len(photos)),
+        ("MobileNetV2, 224 px", 768, 32, 192),
+        ("MobileNetV2, 224 px", 256, 32, 192),
         ("ResNet50, 448 px", 256, 8, 8 * options.steps),
     ):
         encoder = build_encoder(name, options.root).to(device)
