@@ -24,6 +24,7 @@ from zsmld.images import ImageAugmentation
 from zsmld.losses import asymmetric_loss
 from zsmld.trainer.captions import build_captions
 from zsmld.trainer.optimization import build_scheduler, learning_rate_factor, parameter_groups
+from zsmld.trainer.options import settings_of
 from zsmld.trainer.order import Order
 from zsmld.trainer.selection import Selection
 from zsmld.trainer.words import rows_with
@@ -742,3 +743,68 @@ def test_trackers_and_steps_get_every_figure(make_model: MakeModel, tmp_path: Pa
     assert logged == pytest.approx([float(row["loss"]) for row in rows], rel=1e-6)
     with pytest.raises(ValueError, match="trackers need an output folder"):
         Trainer(make_model(), Toys(), trackers=("tensorboard",))
+
+
+@pytest.mark.parametrize("warmup", [0.05, 0.1, 0.2, 0.25, 0.5])
+def test_every_length_of_training_has_a_schedule(warmup: float) -> None:
+    for total_steps in range(1, 25):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.AdamW([{"params": [parameter], "lr": 2.0}])
+        scheduler, rates = build_scheduler("one_cycle", optimizer, total_steps, warmup), []
+        for _ in range(total_steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert np.isfinite(rates).all() and 0 <= min(rates) <= max(rates) <= 2.0 + 1e-6
+
+
+def test_what_would_fail_later_is_refused_now(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="mixup and cutmix need loss binary_cross_entropy or cross_entropy"):
+        Trainer(make_model(), Toys(), image_augmentation=ImageAugmentation(mixup=0.2))
+    whole = Toys(12, seed=1)
+    whole.split = "all"
+    with pytest.raises(ValueError, match="val_dataset must not be the test images"):
+        Trainer(make_model(), Toys(), whole)
+    with pytest.raises(ValueError, match="scores must be 'sigmoid' or 'softmax', got 'softplus'"):
+        Trainer(make_model(), Toys(), scores="softplus")
+
+
+def test_another_partition_or_encoder_is_not_resumed(make_model: MakeModel) -> None:
+    def settings(data: Toys, model: Any = None) -> dict[str, Any]:
+        return settings_of(Trainer(model or make_model(), data, freeze_image_encoder=True, steps_per_epoch=2))
+
+    base = settings(Toys())
+    assert settings(Toys()) == base
+    assert settings(Toys(seen=WORDS[1:5]))["seen"] != base["seen"]
+    other_labels = Toys().with_targets(lambda dense: dense[:, 0].fill(1))
+    assert settings(other_labels)["images"] != base["images"]
+    assert settings(Toys(), make_model(seed=1))["frozen_weights"] != base["frozen_weights"]
+
+
+def test_the_average_without_warm_up_has_one_decay(make_model: MakeModel) -> None:
+    def end(num_steps: int, **options: Any) -> Tensor:
+        options = {"schedule": "constant", "steps_per_epoch": num_steps, "epochs": 1} | options
+        return train(make_model(remember=False), Toys(), **options).model.decoder.state_dict()["spatial_proj.weight"]
+
+    first, second = end(1), end(2)
+    assert not torch.equal(first, second)
+    # timm's average takes the weights of the first step whole, and goes half the way to the next
+    torch.testing.assert_close(end(2, ema_decay=0.5, ema_warmup=False), (first + second) / 2, rtol=0, atol=1e-6)
+    nearer = end(2, ema_decay=0.5)  # 1 − 2^(−2/3) = 0.37 is less than 0.5
+    torch.testing.assert_close(nearer, first * (1 - 2 ** (-2 / 3)) + second * 2 ** (-2 / 3), rtol=0, atol=1e-6)
+
+
+def test_single_label_models_score_with_a_softmax(make_model: MakeModel, tmp_path: Path) -> None:
+    from zsmld import Predictor
+
+    one_word = np.eye(6, dtype=np.int8)[[*range(6)] * 2]
+    single = Toys(12, seen=WORDS).with_targets(lambda dense: np.copyto(dense, one_word))
+    single.vocabulary = Vocabulary(WORDS, seen=WORDS)
+    options = {"loss": "cross_entropy", "scores": "softmax", "output": tmp_path, "batch_size": 6}
+    train(make_model(num_classes=6, num_groups=3), single, **options)
+    restored = ZeroShotClassifier.from_pretrained(tmp_path / "model")
+    assert restored.scores == "softmax"
+    pictures = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(3)]
+    scores, failed = Predictor(restored, device="cpu").score(pictures)
+    assert not failed
+    np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
