@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from coco_photos_zsl import image_encoder
 from torch import Tensor
 
 from zsmld import ImageEncoder, MLDecoder, TextEncoder, build_dataset
@@ -67,13 +68,7 @@ def build_encoder(name: str, root: Path) -> ImageEncoder:
     """A frozen encoder."""
     if name == "ResNet50, 448 px":
         return ImageEncoder("timm:resnet50", pretrained=False, image_size=448).eval()
-    return ImageEncoder(
-        "timm:mobilenetv2_100",
-        checkpoint_path=root / "weights/mobilenetv2_100_tf2_ptq.safetensors",
-        model_kwargs={"pad_type": "same"},
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    ).eval()
+    return image_encoder(root).eval()
 
 
 def measure(

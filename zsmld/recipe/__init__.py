@@ -35,7 +35,6 @@ from zsmld.recipe.values import (
     checked_values,
     default_of,
     override_value,
-    plain,
     read_yaml,
     refusals,
     unknown_name,
@@ -43,7 +42,7 @@ from zsmld.recipe.values import (
 from zsmld.resources import resource_path
 from zsmld.text import TextEncoder
 from zsmld.trainer import Trainer
-from zsmld.trainer.options import option_problems
+from zsmld.trainer.options import option_problems, plain
 from zsmld.vocabulary import Vocabulary
 
 __all__ = ["Recipe", "has_split", "protocol_from", "reader_options", "recipe_header", "recipe_names"]

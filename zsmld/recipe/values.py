@@ -4,7 +4,6 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import yaml
@@ -131,12 +130,3 @@ def default_of(parameter: inspect.Parameter) -> Any:
         return None
     plain = (bool, int, float, str, tuple, type(None))
     return parameter.default if isinstance(parameter.default, plain) else {}
-
-
-def plain(value: Any) -> Any:
-    """Values that YAML and JSON keep as they are."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
