@@ -164,9 +164,8 @@ class Trainer:
         problems = problems_of(self)
         if problems:
             raise ValueError(f"Trainer options must fit together, got: {'; '.join(problems)}; correct them")
-        reduction = self.loss_options.get("reduction", "mean")
         self._loss = build_loss(self.loss, **self.loss_options | {"reduction": "sum"})
-        self._mean_over_images = reduction == "mean"
+        self._mean_over_images = self.loss_options.get("reduction", "mean") == "mean"
         self._words = divide_words(
             self.dataset.vocabulary,
             self.model.decoder,
@@ -292,6 +291,8 @@ class Trainer:
             for errors in from_all(progress.unreadable):
                 progress.unreadable.update(errors)
             progress.row = log.row
+            if world == 1 and self.output is None:
+                return  # nobody reads it
             state = {
                 "settings": json.dumps(settings),
                 "finished": finished,
@@ -308,19 +309,19 @@ class Trainer:
             accelerator.wait_for_everyone()
 
         run = Step(
-            accelerator,
-            model,
-            network,
-            head_only,
-            sharded,
-            self._loss,
-            self._mean_over_images,
-            self._words.labels,
-            words,
-            captions,
-            self.augmentation,
-            self.image_augmentation,
-            self.seed,
+            accelerator=accelerator,
+            model=model,
+            network=network,
+            head_only=head_only,
+            sharded=sharded,
+            loss=self._loss,
+            mean_over_images=self._mean_over_images,
+            labels=self._words.labels,
+            words=words,
+            captions=captions,
+            augmentation=self.augmentation,
+            image_augmentation=self.image_augmentation,
+            seed=self.seed,
         )
         order = Order(rows_with(dataset.targets, self._words.labels), self.batch_size, self.seed)
         pending, pending_images = torch.zeros((), dtype=torch.float64, device=device), 0

@@ -11,6 +11,7 @@ from zsmld.model import package_versions
 from zsmld.resources import git_revision
 from zsmld.trainer.devices import missing_trackers
 from zsmld.trainer.optimization import Schedule
+from zsmld.trainer.selection import holds_test_images
 
 if TYPE_CHECKING:
     from zsmld.trainer import Trainer
@@ -77,7 +78,7 @@ def problems_of(trainer: "Trainer") -> list[str]:
         problems.append("trackers need an output folder")
     if t.val_dataset is not None and t.val_dataset.vocabulary != t.dataset.vocabulary:
         problems.append("val_dataset must have the vocabulary of dataset: the same words, order and partition")
-    if t.val_dataset is not None and t.val_dataset.split in ("test", "all") and not t.select_on_test_images:
+    if holds_test_images(t.val_dataset) and not t.select_on_test_images:
         problems.append(
             "val_dataset must not be the test images, which would no longer be unseen; take a part of the training "
             "images (val_fraction), or say select_on_test_images=true"
@@ -111,7 +112,7 @@ def training_record(trainer: "Trainer", settings: dict[str, Any], num_processes:
         "epoch": trainer.best_epoch,
         "weights": "averaged" if trainer.ema_decay else "raw",
         "selected_by": trainer.selected_by,
-        "selected_on_test_images": trainer.val_dataset is not None and trainer.val_dataset.split in ("test", "all"),
+        "selected_on_test_images": holds_test_images(trainer.val_dataset),
         "num_processes": num_processes,
         "device": device,
         "git": git_revision(),

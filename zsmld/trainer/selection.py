@@ -16,6 +16,11 @@ from zsmld.vocabulary import Vocabulary
 LAST = "the last epoch"
 
 
+def holds_test_images(dataset: Dataset | None) -> bool:
+    """Whether choosing by these images makes figures on test images unfair."""
+    return dataset is not None and dataset.split in ("test", "all")
+
+
 def what_selects(val_dataset: Dataset | None, words: TrainingWords, select_on_unseen_words: bool) -> str:
     """The key of an epoch's record whose largest value selects it, or `LAST` where nothing can."""
     if val_dataset is None or not (val_dataset.targets[:, words.selecting] == 1).sum():
@@ -33,7 +38,7 @@ def describe_selection(selected_by: str, num_heldout: int, val_dataset: Dataset 
         return "the last epoch: there are no validation images, or no words in them"
     words = {"heldout": f"{num_heldout} held-out seen words", "unseen": "the UNSEEN words", "seen": "seen words"}
     figure = words.get(selected_by.split("_")[0])
-    test = " (TEST images)" if val_dataset is not None and val_dataset.split in ("test", "all") else ""
+    test = " (TEST images)" if holds_test_images(val_dataset) else ""
     return f"by the {'top-1 accuracy' if figure is None else f'mAP of {figure}'} on {val_dataset!r}{test}"
 
 
