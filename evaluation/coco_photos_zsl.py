@@ -70,7 +70,6 @@ def train(
         val_dataset=None if val is None else features.select(val, split="val"),
         text_encoder=words,
         freeze_image_encoder=True,
-        cache_features=True,
         holdout_words=0.25,
         augmentation=QueryAugmentation(),
         **TRAINER,

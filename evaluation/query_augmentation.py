@@ -58,9 +58,18 @@ class Runs:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, run: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    def path(self, settings: dict[str, Any]) -> Path:
+        """Where the figures of a run with these settings are kept."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{digest}.json"
+        return self.folder / f"{digest}.json"
+
+    def kept(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """The figures of a run, if it was run."""
+        path = self.path(settings)
+        return json.loads(path.read_text())["figures"] if path.exists() else None
+
+    def __call__(self, run: Any, settings: dict[str, Any]) -> dict[str, Any]:
+        path = self.path(settings)
         if not path.exists():
             started = time.perf_counter()
             figures = run(settings) | {"seconds": time.perf_counter() - started}

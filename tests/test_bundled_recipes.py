@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from zsmld import Recipe
 from zsmld.cli import main
@@ -38,7 +40,7 @@ def test_those_that_are_promised_are_there() -> None:
     backbones = ("tresnet_m", "tresnet_l", "tresnet_xl", "resnet50", "resnet101", "lcnet_100", "hgnetv2_b0")
     backbones += ("hgnetv2_b4", "hgnetv2_b6", "repvgg_a0", "vit_base_patch16_clip")
     others = ("nus_wide_zsl", "nus_wide_zsl_clip", "coco_zsl_48_17", "coco_zsl_65_15", "open_images_zsl", "voc2007")
-    others += ("imagenet_single_label", "scenes_zsl", "custom")
+    others += ("imagenet_single_label", "scenes_zsl", "custom", "captions_clip")
     assert {*others, *(f"coco_supervised_{name}" for name in backbones)} <= set(NAMES) and sorted(NAMES) == NAMES
 
 
@@ -59,12 +61,13 @@ def test_command_prepares_what_the_recipe_reads(name: str, capsys: pytest.Captur
     """The index that `zsmld prepare` writes is the one the recipe opens, made with options that its reader takes."""
     first, *rest = recipe_header(name)["command"].split(" && ")
     recipe = Recipe.load(name)
-    if recipe.dataset["name"] != "prepared":
+    dataset = recipe.dataset.get("images", recipe.dataset)  # sentences are read as they are, images beside them are not
+    if dataset["name"] != "prepared":
         assert not rest
         return
     words = first.split()
     assert words[:2] == ["zsmld", "prepare"] and words[2] in READERS
-    assert words[words.index("--output") + 1] == str(recipe.dataset["path"])
+    assert words[words.index("--output") + 1] == str(dataset["path"])
     options = [word for word in words if "=" in word]
     assert main(["prepare", words[2], *options, "--options"]) == 0  # an option that it does not take is refused
     capsys.readouterr()
@@ -170,6 +173,17 @@ def test_clip_is_frozen_and_its_features_are_kept() -> None:
         recipe["trainer"]["freeze_image_encoder"] is True and Recipe.load("nus_wide_zsl_clip").image_augmentation == {}
     )
     assert recipe["trainer"]["loss_options"] == ASYMMETRIC
+
+
+def test_captions_train_a_head_for_images() -> None:
+    recipe, words = effective("captions_clip"), effective("coco_zsl_48_17")
+    encoder = recipe["image_encoder"]
+    assert encoder["spec"] == recipe["text_encoder"] == "open_clip:ViT-B-16/openai"
+    assert encoder["projected"] and encoder["global_token"] and recipe["decoder"]["unit_positions"]
+    assert recipe["trainer"]["freeze_image_encoder"] is True and recipe["trainer"]["text_noise"] > 0
+    assert recipe["dataset"]["images"]["partition"] == words["dataset"]["partition"] == "48_17"
+    assert recipe["dataset"]["exclude_unseen_sentences"] and recipe["dataset"]["images"]["exclude_unseen_images"]
+    assert recipe["protocol"]["name"] == words["protocol"]["name"]
 
 
 def test_imagenet_is_a2() -> None:
@@ -305,6 +319,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return find
 
 
+def tiny_clip(folder: Path) -> str:
+    """An open_clip model of few random weights, saved as others are."""
+    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    config = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    write_lines(folder / "open_clip_config.json", [json.dumps(config)])
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return f"open_clip:{folder}"
+
+
 def stand_in(recipe: Recipe, prepared: Callable[[str], Path], photos: Path, tmp_path: Path) -> list[str]:
     """Overrides for a machine without a GPU, weights and downloads. All else stays as the recipe has it."""
     overrides = ["trainer.epochs=1", "trainer.steps_per_epoch=2", "trainer.batch_size=2", "trainer.num_workers=0"]
@@ -316,6 +342,13 @@ def stand_in(recipe: Recipe, prepared: Callable[[str], Path], photos: Path, tmp_
         overrides += [f"dataset.path={prepared(Path(recipe.dataset['path']).name)}"]
     elif recipe.dataset["name"] == "table":
         overrides += [f"dataset.path={photos / 'photos.csv'}", f"dataset.partition={photos / 'partition.json'}"]
+    elif recipe.dataset["name"] == "captions":
+        sentences = [f"a {word} and a {COCO_SEEN[i - 1]}" for i, word in enumerate(COCO_SEEN)]
+        write_lines(tmp_path / "captions.json", [json.dumps({"annotations": [{"caption": s} for s in sentences]})])
+        overrides += [f"dataset.path={tmp_path / 'captions.json'}"]
+        overrides += [f"dataset.images.path={prepared(Path(recipe.dataset['images']['path']).name)}"]
+        clip = tiny_clip(tmp_path / "clip")  # one space of images and texts, which word vectors are not
+        overrides += [f"image_encoder.spec={clip}", f"text_encoder={clip}"]
     else:
         assert recipe.dataset["name"] == "scenes"
         overrides += ["dataset.num_images=12"]
@@ -335,7 +368,8 @@ def test_two_steps(
     overrides = stand_in(original, prepared, photos, tmp_path)
     recipe = Recipe.load(name, overrides)
     words = recipe.build_dataset("train").vocabulary.words
-    if recipe.text_encoder not in (None, "minilm") or len(words) > 1000:  # which would take a download, or a minute
+    needs_vectors = recipe.text_encoder not in (None, "minilm") and recipe.dataset["name"] != "captions"
+    if needs_vectors or len(words) > 1000:  # which would take a download, or a minute
         overrides += [f"text_encoder=vectors:{make_vectors(tmp_path / 'words.npz', words)}"]
         recipe = Recipe.load(name, overrides)
     trainer = recipe.build_trainer()  # writes nothing: a checkpoint has up to 1.3 GB

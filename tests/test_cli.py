@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 import zsmld
+import zsmld.baseline
 from zsmld.cli import main
 from zsmld.cli.arguments import build_parser
 from zsmld.recipe import recipe_names
@@ -323,3 +324,160 @@ def test_real_photos_train_and_predict(real: Path, tmp_path: Path, capsys: pytes
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["path"] for record in records] == [str(photo) for photo in photos]
     assert all(sorted(record["words"]) == ["stop sign", "violin", "zebra"] for record in records)
+
+
+# --------------------------------------------------------------------------------------------------- without training
+
+
+@pytest.fixture
+def scorer_settings(vectors_path: Path, tmp_path: Path) -> list[str]:
+    """ConSE over a tiny random network, whose thousand classes go by the words that have vectors."""
+    (tmp_path / "classes.txt").write_text("background\n" + "\n".join(["dog", "cat, bird", "snow", "tree"] * 250))
+    return [
+        "pretrained=false",
+        "image_encoder.image_size=64",
+        f"text_encoder=vectors:{vectors_path}",
+        f"scorer.class_names={tmp_path / 'classes.txt'}",
+    ]
+
+
+@pytest.mark.parametrize("place", ["end", "behind the images", "behind the templates"])
+def test_predict_without_training(
+    place: str, photos: Path, tmp_path: Path, scorer_settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "tags.jsonl"
+    made: dict[str, Any] = {}
+    create = zsmld.baseline.create_scorer
+    monkeypatch.setattr(zsmld.baseline, "create_scorer", lambda *a, **given: made.update(given) or create(*a, **given))
+    settings = [*scorer_settings, "scorer.top_positions=3"]
+    arguments = {
+        "end": ["IMAGES", "--templates", "simple", *settings],
+        "behind the images": ["IMAGES", *settings, "--templates", "simple"],
+        "behind the templates": ["--templates", "simple", *settings, "--top-k", "2", "IMAGES"],
+    }[place]
+    options = ["--words", "dog,zebra,red car", "--model", "conse:timm:test_resnet", "--output", str(output)]
+    images = str(photos / "images")
+    if place == "end":
+        arguments = [*arguments[:1], *options, *arguments[1:]]
+    elif place == "behind the images":
+        arguments = [*arguments, *options]
+    else:
+        arguments = [*options, *arguments]
+    assert main(["predict", *(images if a == "IMAGES" else a for a in arguments)]) == 0
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(records) == 24 and all(record["error"] is None for record in records)
+    assert made["top_positions"] == 3 and made["templates"] == "simple" and made["image_encoder"] == {"image_size": 64}
+
+
+def test_predict_takes_descriptions_and_templates(
+    model_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: dict[str, Any] = {}
+    create = zsmld.Predictor.__init__
+    monkeypatch.setattr(
+        zsmld.Predictor, "__init__", lambda self, *a, **options: given.update(options) or create(self, *a, **options)
+    )
+    (tmp_path / "d.json").write_text('{"zebra": ["a striped animal"]}')
+    image, model = str(photos / "images" / "000.png"), ["--model", str(model_folder), "--words", "dog,zebra"]
+    assert main(["predict", image, *model, "--templates", "a {}.", "{}!"]) == 0
+    assert given["templates"] == ["a {}.", "{}!"] and given["descriptions"] is None
+    # Word vectors have no embedding of a sentence: what arrives at the text encoder is refused by it.
+    assert main(["predict", image, *model, "--descriptions", str(tmp_path / "d.json")]) == 2
+    assert given["descriptions"] == {"zebra": ("a striped animal",)}
+    assert "text_encoder must be a sentence encoder to encode descriptions" in capsys.readouterr().err
+    for option, value, message in (
+        ("--descriptions", "none.json", "descriptions must be an existing JSON file, not found: none.json"),
+        ("--templates", "simpel", "templates must be sentences with one {} each, got ['simpel']"),
+    ):
+        assert main(["predict", image, *model, option, value]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["--model", "clip:ViT-B-16/openai"],
+            ["words must be given with --words or --words-file, clip:ViT-B-16/openai"],
+        ),
+        (
+            ["--model", "conse:timm:test_resnet", "--words", "a", "scorer.top_position=3", "image_encoder.imagesize=3"],
+            ["scorer: unknown 'top_position'; did you mean 'top_positions'?", "did you mean 'image_size'?"],
+        ),
+        (
+            ["--model", "clip:RN50/openai", "--words", "a", "scorer.views=all", "text_encoder=3", "pretrained=maybe"],
+            [
+                "scorer.views must be",
+                "got 'all'",
+                "text_encoder must be str, got 3",
+                "pretrained must be bool, got 'maybe'",
+            ],
+        ),
+        (
+            ["--model", "clip:RN50/openai", "--words", "a", "scorer.temperature=3", "scroer.bias=1", "scorer=3"],
+            ["scorer must have keys, as in scorer.…=…, got 3", "setting: unknown 'scroer'; did you mean 'scorer'?"],
+        ),
+        (
+            ["--model", "MODEL", "scorer.bias=1"],
+            ["settings must come with --model clip:… or conse:…, got ['scorer.bias=1']"],
+        ),
+        (
+            ["--model", "clip:RN50/openai", "--words", "a"],
+            ["weights of open_clip:RN50/openai must be on this machine or"],
+        ),
+    ],
+)
+def test_scorers_are_refused_with_every_reason(
+    arguments: list[str], messages: list[str], model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(photos / "images" / "000.png")
+    assert main(["predict", image, *(str(model_folder) if a == "MODEL" else a for a in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("zsmld predict: ") and "Traceback" not in err
+    for message in messages:
+        assert message in err
+
+
+def test_evaluate_without_training(
+    photos: Path, tmp_path: Path, scorer_settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "report"
+    dataset = [
+        "dataset.name=table",
+        f"dataset.path={photos / 'photos.csv'}",
+        f"dataset.partition={photos / 'partition.json'}",
+    ]
+    arguments = ["conse:timm:test_resnet", *dataset, *scorer_settings, "--split", "all", "--output", str(output)]
+    assert main(["evaluate", *arguments, "--protocol", "gzsl", "protocol.top_k=[1]", "scorer.views=local"]) == 0
+    report = json.loads((output / "report.json").read_text())
+    assert set(report["protocols"]) == {"zsl", "gzsl"} and "f1_at_1" in report["protocols"]["gzsl"]
+    assert report["model"]["output"] == "conse" and report["protocols"]["gzsl"]["num_images"] == 24
+    capsys.readouterr()
+
+    assert main(["evaluate", "conse:timm:test_resnet", *scorer_settings]) == 2
+    assert "conse:timm:test_resnet must name its dataset in its recipe, it has none; name it" in capsys.readouterr().err
+    wrong = ["dataset.name=table", "dataset.pth=x", "scorer.view=x", "--protocol", "gzls"]
+    assert main(["evaluate", "conse:timm:test_resnet", *wrong]) == 2
+    err = capsys.readouterr().err
+    for message in ("dataset: unknown 'pth'", "dataset.path must be given", "did you mean 'views'?", "unknown 'gzls'"):
+        assert message in err
+
+
+def test_evaluate_a_model_without_a_recipe(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any model whose recipe names no dataset takes one here; one that was saved as a scorer is such."""
+    dataset = [
+        "dataset.name=table",
+        f"dataset.path={photos / 'photos.csv'}",
+        f"dataset.partition={photos / 'partition.json'}",
+    ]
+    arguments = ["evaluate", str(model_folder), *dataset, "--split", "all", "--output", str(tmp_path / "report")]
+    assert main(arguments) == 0
+    assert "ZSL (unseen words)" in capsys.readouterr().out
+    assert main([*arguments, "scorer.views=local"]) == 2
+    assert "overrides must be of dataset and protocol for a model without a recipe" in capsys.readouterr().err

@@ -150,9 +150,9 @@ def test_cosine_stays_within_temperature_and_bias():
 def test_cosine_logits_do_not_change_with_the_length_of_a_standardized_word():
     """The query side may move with it, the comparison itself does not."""
     decoder = build(output="cosine")
-    memory = decoder.memory(randn(1, 2, 3, C))
+    spatial = randn(1, 2, 3, C)
     queries, standardized = decoder.word_queries(randn(2, 4, T))
-    close(decoder.decode(memory, queries, 7 * standardized), decoder.decode(memory, queries, standardized))
+    close(decoder.decode(spatial, queries, 7 * standardized), decoder.decode(spatial, queries, standardized))
 
 
 # ------------------------------------------------------------------------------------------- laws of section 3
@@ -208,7 +208,7 @@ class TestLaws:
         compiled = decoder.word_queries(words)
         assert compiled[0].shape == (num_words, D)
         assert compiled[1].shape == (num_words, T)
-        close(decoder.decode(decoder.memory(spatial), *compiled), decoder(spatial, words))
+        close(decoder.decode(spatial, *compiled), decoder(spatial, words))
 
 
 @law
@@ -479,10 +479,10 @@ def test_the_two_modes_do_not_mix():
             call()
 
 
-@pytest.mark.parametrize("shape", [(1, T), (3, 2, T)])
+@pytest.mark.parametrize("shape", [(1, T), (1, 2, T)])
 def test_standardization_needs_two_words(shape):
     with pytest.raises(ValueError, match=r"seen_embeddings must be \(N, 5\) with N ≥ 2, got .*all seen words"):
-        build().standardize_words(torch.zeros(shape))
+        build().standardize_words(torch.ones(shape))
 
 
 def test_a_mask_must_fit_and_leave_every_word_a_description():

@@ -84,7 +84,7 @@ def test_all_errors_come_at_once_with_the_nearest_names() -> None:
         Recipe.from_dict(wrong, ["trainer.freeze=1", "a.b.c=1", "nonsense"])
     lines = [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
     for expected in (
-        "section: unknown 'a'; it takes dataset, image_encoder, text_encoder, decoder, augmentation, "
+        "section: unknown 'a'; it takes dataset, image_encoder, text_encoder, decoder, prior, augmentation, "
         "image_augmentation, features, trainer, protocol",
         "override must be section.key=value, got 'nonsense'",
         "section: unknown 'trianer'; did you mean 'trainer'?",

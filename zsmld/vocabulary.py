@@ -6,12 +6,15 @@ The only owner of label order: column j of every array in zsmld is `vocabulary.w
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+TEMPLATE_SETS = ("photo", "simple", "imagenet")
 
 
 class Vocabulary:
@@ -20,11 +23,15 @@ class Vocabulary:
     Args:
         words: distinct, non-empty texts; their order is the order of labels.
         seen: the words that have labels in training; default all.
-        templates: sentences with one `{}` each, where the word goes; a word's embedding is the ensemble over all.
+        templates: sentences with one `{}` each, where the word goes, or the name of a set, see `named_templates`; a
+            word's embedding is the ensemble over all.
+        descriptions: sentences that stand for a word instead of the templates, see `read_descriptions`. They may be
+            those of far more words; words that have none use the templates.
 
     Raises:
         TypeError: if `words` is one string, or an entry is not text.
-        ValueError: on no words, an empty word, duplicates, a `seen` word that is no word, or a template without `{}`.
+        ValueError: on no words, an empty word, duplicates, a `seen` word that is no word, a template without `{}`, an
+            empty description, or descriptions of none of the words.
 
     Example:
         >>> vocabulary = Vocabulary(["dog", "cat", "zebra"], seen=["dog", "cat"])
@@ -37,6 +44,7 @@ class Vocabulary:
         words: Iterable[str],
         seen: Iterable[str] | None = None,
         templates: Iterable[str] = DEFAULT_TEMPLATES,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.words = check_words(words)
         self.templates = check_templates(templates)
@@ -47,6 +55,13 @@ class Vocabulary:
             raise ValueError(f"seen must be words of the vocabulary, got {strangers[:5]} besides; add them to words")
         self.is_seen = np.array([word in seen_words for word in self.words])  # (N,) bool
         self.is_seen.setflags(write=False)
+        given = check_descriptions(descriptions or {})
+        self._descriptions = {word: given[word] for word in self.words if word in given}
+        if given and not self._descriptions:
+            raise ValueError(
+                f"descriptions must be of at least one word of the vocabulary, {list(self.words[:3])}, got those of "
+                f"{len(given)} others such as {list(given)[:3]}; write the words exactly as in the vocabulary"
+            )
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -57,6 +72,11 @@ class Vocabulary:
     def unseen(self) -> tuple[str, ...]:
         """Words without labels in training, in label order."""
         return tuple(word for word, seen in zip(self.words, self.is_seen, strict=True) if not seen)
+
+    @property
+    def descriptions(self) -> dict[str, tuple[str, ...]]:
+        """The sentences of those words that have some, in label order; a copy."""
+        return dict(self._descriptions)
 
     def index(self, word: str) -> int:
         """Label of a word.
@@ -75,36 +95,56 @@ class Vocabulary:
         return np.array([self.index(word) for word in words], np.int64)
 
     def prompts(self, word: str) -> tuple[str, ...]:
-        """The sentences sent to the text encoder for a word, one a template."""
-        return tuple(template.format(word) for template in self.templates)
+        """The sentences sent to the text encoder for a word: its descriptions, else one a template."""
+        return self._descriptions.get(word) or tuple(template.format(word) for template in self.templates)
 
-    def add(self, words: Iterable[str], seen: bool = False) -> "Vocabulary":
+    def add(
+        self, words: Iterable[str], seen: bool = False, descriptions: Mapping[str, Sequence[str]] | None = None
+    ) -> "Vocabulary":
         """A new vocabulary with more words at the end, so that every label stays what it is.
 
+        Args:
+            words: to add.
+            seen: whether they have labels in training.
+            descriptions: sentences of some of the added words; those of words that were there stay what they are.
+
         Raises:
-            ValueError: if a word is already there.
+            ValueError: if a word is already there, or the descriptions are of none of the added words.
         """
-        words = check_words(words)
-        return Vocabulary([*self.words, *words], seen=[*self.seen, *(words if seen else ())], templates=self.templates)
+        added = Vocabulary(words, templates=self.templates, descriptions=descriptions)
+        return Vocabulary(
+            [*self.words, *added.words],
+            seen=[*self.seen, *(added.words if seen else ())],
+            templates=self.templates,
+            descriptions={**added.descriptions, **self._descriptions},
+        )
 
     def select(self, words: Iterable[str]) -> "Vocabulary":
         """A new vocabulary of some of the words, in the order given, each as seen or unseen as it was."""
         words = check_words(words)
         kept = [word for word in words if self.is_seen[self.index(word)]]
-        return Vocabulary(words, seen=kept, templates=self.templates)
+        descriptions = {word: self._descriptions[word] for word in words if word in self._descriptions}
+        return Vocabulary(words, seen=kept, templates=self.templates, descriptions=descriptions)
 
     def digest(self) -> str:
-        """SHA-256 of words, partition and templates: equal digests mean equal columns."""
+        """SHA-256 of words, partition, templates and descriptions: equal digests mean equal columns."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
-        return {"words": list(self.words), "seen": list(self.seen), "templates": list(self.templates)}
+        """Plain lists, for JSON. The key "descriptions" is there only if there are some: stored digests stay valid."""
+        state: dict[str, Any] = {
+            "words": list(self.words),
+            "seen": list(self.seen),
+            "templates": list(self.templates),
+        }
+        if self._descriptions:
+            state["descriptions"] = {word: list(sentences) for word, sentences in self._descriptions.items()}
+        return state
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Vocabulary":
         """The inverse of `to_dict`."""
-        return cls(state["words"], seen=state["seen"], templates=state["templates"])
+        return cls(state["words"], state["seen"], state["templates"], state.get("descriptions"))
 
     def __len__(self) -> int:
         return len(self.words)
@@ -119,7 +159,7 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash((self.words, self.seen, self.templates))
+        return hash((self.words, self.seen, self.templates, *self._descriptions.items()))
 
     def __repr__(self) -> str:
         shown = ", ".join(repr(word) for word in self.words[:3]) + (", …" if len(self) > 3 else "")
@@ -148,11 +188,129 @@ def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = F
 
 
 def check_templates(templates: Iterable[str] | Sequence[str]) -> tuple[str, ...]:
-    """Templates as a tuple of texts with exactly one `{}` each, or an error."""
+    """Templates as a tuple of texts with exactly one `{}` each, or an error; the name of a set stands for its own."""
     if isinstance(templates, str):
-        raise TypeError(f"templates must be a list, got the text {templates!r}; write [{templates!r}]")
+        if templates in TEMPLATE_SETS:
+            return named_templates(templates)
+        raise TypeError(
+            f"templates must be a list, got the text {templates!r}; write [{templates!r}], or the name of a set, one "
+            f"of {list(TEMPLATE_SETS)}"
+        )
     templates = tuple(templates)
     wrong = [t for t in templates if not isinstance(t, str) or (t.count("{}"), t.count("{"), t.count("}")) != (1, 1, 1)]
     if wrong or not templates:
         raise ValueError(f"templates must be sentences with one {{}} each, got {wrong[:3]}; write 'a photo of a {{}}.'")
     return templates
+
+
+def named_templates(name: str) -> tuple[str, ...]:
+    """The templates of a set, by name.
+
+    "photo" is our default, one sentence; "simple" the seven that OpenAI chose of the eighty for ImageNet;
+    "imagenet" all of these. The last two are open_clip's, which is loaded for them.
+
+    Raises:
+        ValueError: if there is no such set.
+
+    Source: Radford et al., arXiv 2103.00020, section 3.1.4; open_clip's `zero_shot_metadata`.
+
+    Example:
+        >>> named_templates("photo"), len(named_templates("simple")), len(named_templates("imagenet"))
+        (('a photo of a {}.',), 7, 80)
+    """
+    if name not in TEMPLATE_SETS:
+        raise ValueError(f"templates must be a list or one of {list(TEMPLATE_SETS)}, got {name!r}; correct the name")
+    if name == "photo":
+        return DEFAULT_TEMPLATES
+    import open_clip
+
+    functions = open_clip.SIMPLE_IMAGENET_TEMPLATES if name == "simple" else open_clip.OPENAI_IMAGENET_TEMPLATES
+    return tuple(function("{}") for function in functions)
+
+
+def read_descriptions(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Descriptions of words from a JSON file, for instance one that a language model wrote.
+
+    The file is `{"zebra": ["a striped animal", ...], "bus": [...]}`, or a list of objects with one word each,
+    `[{"zebra": [...]}, {"bus": [...]}]`, as RAM++ publishes them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not JSON of this form; the message names the file, the word and the position, from 0.
+
+    Source: the second form is that of RAM++'s `openimages_rare_200_llm_tag_descriptions.json`, arXiv 2310.15200.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"descriptions must be an existing JSON file, not found: {path}; correct the path")
+    try:
+        # Objects as pairs: a dict would keep the last of two equal words, and nobody would know.
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON in UTF-8, it cannot be read: {error}; repair the file") from error
+    if isinstance(content, list):
+        for position, entry in enumerate(content):
+            if not isinstance(entry, _Object) or len(entry.pairs) != 1:
+                raise ValueError(
+                    f"{path} must be a list of objects with one word each, got {entry!r:.80} at position {position}; "
+                    f'write {{"zebra": ["a striped animal", "a wild horse"]}}'
+                )
+        content = _Object([pair for entry in content for pair in entry.pairs])
+    if not isinstance(content, _Object) or not content.pairs:
+        raise ValueError(
+            f"{path} must be an object of words or a list of such objects, got {content!r:.80}; "
+            f'write {{"zebra": ["a striped animal", "a wild horse"]}}'
+        )
+    return _checked_descriptions(content.pairs, f"{path}: descriptions")
+
+
+def check_descriptions(descriptions: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Descriptions as tuples of stripped, non-empty texts by word, or an error that names the word and the position."""
+    if not isinstance(descriptions, Mapping):
+        raise TypeError(
+            f"descriptions must map words to lists of texts, got {type(descriptions).__name__}; read a file with "
+            f"read_descriptions"
+        )
+    return _checked_descriptions(descriptions.items(), "descriptions")
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A JSON object as it stands in the file, equal words and all."""
+
+    pairs: list[tuple[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"an object of {len(self.pairs)} entries"
+
+
+def _checked_descriptions(pairs: Iterable[tuple[Any, Any]], name: str) -> dict[str, tuple[str, ...]]:
+    checked: dict[str, tuple[str, ...]] = {}
+    for position, (word, sentences) in enumerate(pairs):
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"{name} must be of words, got {word!r} at position {position}; write the word as text")
+        word = word.strip()
+        if word in checked:
+            raise ValueError(
+                f"{name} must hold each word once, got {word!r} again at position {position}; join the two"
+            )
+        if not isinstance(sentences, (list, tuple)):
+            raise ValueError(f"{name} of {word!r} must be a list of texts, got {sentences!r:.80}; write it in [ ]")
+        if not sentences:
+            raise ValueError(f"{name} of {word!r} must be at least one text, got none; leave the word out")
+        for place, sentence in enumerate(sentences):
+            if not isinstance(sentence, str) or not sentence.strip() or not _is_unicode(sentence):
+                raise ValueError(
+                    f"{name} of {word!r} must be non-empty texts, got {sentence!r:.80} at position {place}; remove it"
+                )
+        checked[word] = tuple(sentence.strip() for sentence in sentences)
+    return checked
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair is in a text: JSON may hold one, a text cut inside an emoji for instance."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

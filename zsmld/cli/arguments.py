@@ -30,12 +30,27 @@ def build_parser() -> argparse.ArgumentParser:
         "predict",
         verbs.predict,
         "rank words for images",
-        "zsmld predict photos/ --model runs/my_photos/model --words dog,beach,'red car' --output tags.jsonl",
+        "zsmld predict photos/ --model runs/my_photos/model --words dog,beach,'red car' --output tags.jsonl\n"
+        "  zsmld predict photos/ --words dog,beach --model clip:ViT-B-16/openai scorer.views=global\n"
+        "  zsmld predict photos/ --words dog,beach --model conse:timm:resnet50.a1_in1k scorer.top_positions=3\n\n"
+        "clip: and conse: need no training. image_encoder.…=…, scorer.…=… and text_encoder=… at the end change them,\n"
+        "see docs/training_free.md.",
     )
     predict.add_argument("images", nargs="+", help="image files, folders or globs")
-    predict.add_argument("--model", required=True, help="model folder or Hub id")
+    predict.set_defaults(overrides=[])
+    predict.add_argument(
+        "--model", required=True, help="model folder, Hub id, clip:ARCH/PRETRAINED or conse:timm:NAME (no training)"
+    )
     predict.add_argument("--words", help="words to score, separated by commas; default those of the model")
     predict.add_argument("--words-file", help="the same, one word a line")
+    predict.add_argument(
+        "--descriptions", help='JSON file with sentences for some words, {"zebra": ["a striped animal", …]}'
+    )
+    predict.add_argument(
+        "--templates",
+        nargs="+",
+        help="sentences with one {} where the word goes, or photo, simple or imagenet; default the model's",
+    )
     predict.add_argument("--top-k", type=int, default=5, help="words an image (default: %(default)s)")
     predict.add_argument(
         "--threshold",
@@ -69,13 +84,21 @@ def build_parser() -> argparse.ArgumentParser:
         "zsmld evaluate runs/scenes_zsl/model --protocol scenes_gzsl --output runs/scenes_zsl/report\n"
         "  zsmld evaluate --scores S.npy --targets T.npy --protocol nus_wide_gzsl --output report.json\n"
         "  zsmld evaluate --logits S.parquet --targets prepared/nus_wide --protocol nus_wide_gzsl "
-        "protocol.keep_unlabelled=false",
+        "protocol.keep_unlabelled=false\n"
+        "  zsmld evaluate clip:ViT-B-16/openai dataset.name=prepared dataset.path=prepared/coco "
+        "dataset.partition=48_17 --protocol coco_gzsl_48_17\n"
+        "  zsmld evaluate conse:timm:resnet50.a1_in1k dataset.name=scenes --protocol gzsl scorer.views=global",
     )
-    evaluate.add_argument("model", nargs="?", help="model folder or Hub id; none with --scores or --logits")
+    evaluate.add_argument(
+        "model",
+        nargs="?",
+        help="model folder, Hub id, clip:ARCH/PRETRAINED or conse:timm:NAME; none with --scores or --logits",
+    )
     evaluate.add_argument(
         "overrides",
         nargs="*",
-        help="changes of the model's recipe such as dataset.path=my.csv, and of policies such as protocol.top_k=[1,3]",
+        help="changes of the model's recipe such as dataset.path=my.csv, of policies such as protocol.top_k=[1,3], and "
+        "of a training-free model such as scorer.views=global",
     )
     made = evaluate.add_mutually_exclusive_group()
     made.add_argument("--scores", help="predictions in [0,1]: .npy, .npz, .pt, .parquet, .csv or .tsv")

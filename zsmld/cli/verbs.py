@@ -27,8 +27,28 @@ def predict(options: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from zsmld import Predictor, ZeroShotClassifier
+    from zsmld.cli.training_free import build_scorer, is_scorer_override, is_training_free
     from zsmld.predictor import list_images
+    from zsmld.vocabulary import read_descriptions
 
+    # Settings may stand behind the images or the templates, which take all that follows up to the next option.
+    settings = [text for text in options.images if is_scorer_override(text) and not Path(text).exists()]
+    settings += [text for text in options.templates or () if is_scorer_override(text) and "{}" not in text]
+    options.overrides = settings + options.overrides
+    options.images = [text for text in options.images if text not in settings]
+    if options.templates is not None:
+        options.templates = [text for text in options.templates if text not in settings]
+    training_free = is_training_free(options.model)
+    if options.overrides and not training_free:
+        raise ValueError(
+            f"settings must come with --model clip:… or conse:…, got {options.overrides} beside {options.model}, which "
+            f"has its own; leave them out"
+        )
+    if training_free and options.words is None and options.words_file is None:
+        raise ValueError(
+            f"words must be given with --words or --words-file, {options.model} knows none of its own; write for "
+            f"instance --words dog,beach"
+        )
     if options.words is not None and options.words_file is not None:
         raise ValueError("words must be given once, got --words and --words-file; leave one out")
     words = None  # those of the model
@@ -41,13 +61,20 @@ def predict(options: argparse.Namespace) -> int:
         raise ValueError(f"--output must end in .jsonl or .csv, got {options.output}; rename it")
     # One path that is not there is a mistake to refuse; one of several is an image that cannot be read.
     images = list_images(options.images[0] if len(options.images) == 1 else options.images)
-    model = ZeroShotClassifier.from_pretrained(options.model)
+    descriptions = None if options.descriptions is None else read_descriptions(options.descriptions)
+    templates = _templates(options.templates)
+    if training_free:
+        model = build_scorer(options.model, options.overrides, templates)
+    else:
+        model = ZeroShotClassifier.from_pretrained(options.model)
     predictor = Predictor(
         model,
         words,
         device=options.device,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
+        templates=templates,
+        descriptions=descriptions,
         calibrated=not options.uncalibrated,
     )
     predictions = predictor.predict(images, top_k=options.top_k, threshold=options.threshold)
@@ -73,6 +100,17 @@ def predict(options: argparse.Namespace) -> int:
     if num_unreadable:
         print(f"zsmld predict: {num_unreadable} of {len(images)} images could not be read", file=sys.stderr)
     return 1 if num_unreadable else 0
+
+
+def _templates(given: list[str] | None) -> list[str] | str | None:
+    """The name of a set, or sentences; checked before anything long begins."""
+    from zsmld.vocabulary import TEMPLATE_SETS, check_templates
+
+    if given is None:
+        return None
+    templates = given[0] if len(given) == 1 and given[0] in TEMPLATE_SETS else given
+    check_templates(templates)
+    return templates
 
 
 def train(options: argparse.Namespace) -> int:
@@ -149,6 +187,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def _evaluate_model(options: argparse.Namespace) -> "Report | None":
     from zsmld import Evaluator, Recipe, ZeroShotClassifier
+    from zsmld.cli.training_free import build_scorer, evaluation_recipe, is_training_free
 
     for name in ("targets", "partition", "words_file"):
         if getattr(options, name):
@@ -158,13 +197,13 @@ def _evaluate_model(options: argparse.Namespace) -> "Report | None":
             )
     if options.model is None:
         raise ValueError("model must be given, or --scores or --logits with --targets; see zsmld evaluate --help")
-    model = ZeroShotClassifier.from_pretrained(options.model)
-    if model.recipe is None:
-        raise ValueError(
-            f"model {options.model} must name its dataset in its recipe, it has none; use Evaluator in Python"
-        )
-    protocol = [f"protocol.name={options.protocol}"] if options.protocol else []
-    recipe = Recipe.from_dict(model.recipe, [*options.overrides, *protocol])
+    model = None if is_training_free(options.model) else ZeroShotClassifier.from_pretrained(options.model)
+    settings: list[str] = []
+    if model is None or model.recipe is None:
+        recipe, settings = evaluation_recipe(options.model, options.overrides, options.protocol)
+    else:
+        protocol = [f"protocol.name={options.protocol}"] if options.protocol else []
+        recipe = Recipe.from_dict(model.recipe, [*options.overrides, *protocol])
     dataset = recipe.build_dataset(options.split)
     main = _is_main_process(options.device)
     evaluator = Evaluator(
@@ -175,6 +214,8 @@ def _evaluate_model(options: argparse.Namespace) -> "Report | None":
         num_samples=options.samples,
         progress=main,
     )
+    if model is None:
+        model = build_scorer(options.model, settings, dataset.vocabulary.templates)
     report = evaluator.evaluate(model, dataset)
     report.external_knowledge += options.external_knowledge
     return report if main else None

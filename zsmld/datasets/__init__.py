@@ -4,6 +4,7 @@
 - `targets`: (M,N) scipy CSR of int8 with 1 present, 0 absent, −1 unknown;
 - `missing`: what an entry that `targets` does not store means, 0 or −1;
 - `dataset[i]`: {"image": PIL image or tensor, "targets": (N,) int8, "id": str}; `str(dataset.ids[i])` is that id.
+  Sentences, which are trained on in the place of images, have a "text" there (`zsmld.datasets.captions`).
 
 Official downloads are read by a reader each, into an `Index`. Reading takes a while: `prepare` does it once and writes
 the index, which the dataset "prepared" opens at once.
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from zsmld.datasets.captions import captions
 from zsmld.datasets.coco import read_coco
 from zsmld.datasets.folder import read_folder
 from zsmld.datasets.hugging_face import HuggingFaceDataset
@@ -175,6 +177,7 @@ def _prepared(
 DATASETS: dict[str, Callable[..., Any]] = {
     **{name: _official(name) for name in READERS},
     "table": table,
+    "captions": captions,
     "hugging_face": HuggingFaceDataset,
     "prepared": _prepared,
     "scenes": Scenes,

@@ -11,6 +11,7 @@ from PIL import Image
 from zsmld.attention import attention_maps, overlay
 from zsmld.calibration import Calibration
 from zsmld.datasets import Dataset, dense_targets, ids_digest, read_partition
+from zsmld.decoder import TrainingFreeScorer
 from zsmld.evaluator.figures import evaluate_scores
 from zsmld.evaluator.predictions import Matrix, align, read_matrix
 from zsmld.model import ZeroShotClassifier, package_versions
@@ -336,6 +337,14 @@ def _external_knowledge(model: ZeroShotClassifier) -> list[str]:
     options = recipe.get("image_encoder", {})
     if options.get("pretrained", True) or options.get("checkpoint_path"):
         known.append(f"image encoder {model.image_encoder.spec}: the labels or captions it was pretrained on, if any")
+    scorer = model.decoder if isinstance(model.decoder, TrainingFreeScorer) else model.decoder.prior
+    if scorer is not None and scorer.output == "conse":
+        known.append(
+            f"names of the {len(scorer.class_weight)} classes of {model.image_encoder.spec}'s classifier; some may be "
+            f"unseen words"
+        )
+    elif scorer is not None:
+        known.append(f"captions: the image-text pairs that {model.image_encoder.spec} was trained on")
     record = model.training_record or {}
     if record.get("selected_on_test_images"):
         known.append("model selection: test images chose the epoch (select_on_test_images)")

@@ -316,7 +316,7 @@ def _manifest(identity: dict[str, Any], shards: ShardFolder) -> bytes:
 def _shape(image_encoder: ImageEncoder) -> tuple[int, int]:
     """(S,C)."""
     rows, columns = image_encoder.grid_size
-    return rows * columns, image_encoder.encoder_dim
+    return image_encoder.num_global_tokens + rows * columns, image_encoder.encoder_dim
 
 
 def _features_of(

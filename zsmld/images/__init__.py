@@ -5,8 +5,9 @@ varies it in training, and `ImageEncoder` turns it into spatial embeddings.
 """
 
 from zsmld.images.augmentation import ImageAugmentation
-from zsmld.images.encoder import ImageEncoder, create_open_clip
+from zsmld.images.encoder import ImageEncoder
 from zsmld.images.loading import ImageSource, load_image
+from zsmld.images.open_clip_tower import create_open_clip
 from zsmld.images.transform import ImageTransform, Resize
 
 __all__ = [

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zsmld.images.open_clip_tower import check_open_clip, create_open_clip, encode_open_clip
+from zsmld.images.timm_body import check_timm, create_timm, encode_timm, load_timm_checkpoint, positions_of
 from zsmld.images.transform import ImageTransform, Resize
 
 # These mix several scales or drop the map before their last layer: there is no (B,S,C) to attend to.
@@ -35,14 +37,24 @@ class ImageEncoder(nn.Module):
         std: likewise.
         interpolation: likewise.
         resize: "squash" or "crop", see `ImageTransform`.
+        projected: send each position through what the network itself does after its map, as if the image were that
+            position alone. For CLIP and its kin this leads into the space of images and texts, where positions compare
+            with word embeddings; for a classifier it is all but the last linear layer.
+        value_path: in a transformer's last block, put the value projection in the place of the attention, so that no
+            position sees another there (MaskCLIP, arXiv 2112.01071). With open_clip's ResNets, whose one attention is
+            the pool, this is what `projected` does already: it goes with it and changes nothing.
+        global_token: put one position before the others, the network's own embedding of the whole image in the same
+            space: its pooled output if `projected`, else its class token, else the mean of the positions. It is that
+            of the ordinary path, whatever `value_path` is.
 
     Attributes:
         encoder_dim: C.
-        grid_size: (rows, columns) of the map; S is their product.
+        grid_size: (rows, columns) of the map; S is their product, plus `num_global_tokens`.
+        num_global_tokens: 1 with `global_token`, else 0.
         transform: the `ImageTransform` of these weights.
 
     Raises:
-        ValueError: if the spec is unknown, the model gives no map, or the weights do not fit.
+        ValueError: if the spec is unknown, the model gives no map or cannot serve an option, or the weights do not fit.
 
     Example:
         >>> encoder = ImageEncoder("timm:resnet18", pretrained=False, image_size=64).eval()
@@ -62,6 +74,9 @@ class ImageEncoder(nn.Module):
         std: tuple[float, ...] | None = None,
         interpolation: str | None = None,
         resize: Resize = "squash",
+        projected: bool = False,
+        value_path: bool = False,
+        global_token: bool = False,
     ) -> None:
         super().__init__()
         if image_size is not None and image_size < 1:
@@ -75,7 +90,14 @@ class ImageEncoder(nn.Module):
                 f"image_encoder must be timm:NAME or open_clip:ARCH/PRETRAINED, got {spec!r}; "
                 f"write for instance timm:resnet50.a1_in1k"
             )
+        if stage is not None and (projected or value_path):
+            raise ValueError(
+                f"stage must be None with projected or value_path, which are about a network's end, got stage={stage}; "
+                f"leave one out"
+            )
         self.spec, self.stage, self.model_kwargs = spec, stage, dict(model_kwargs or {})
+        self.projected, self.value_path, self.global_token = projected, value_path, global_token
+        self.num_global_tokens = int(global_token)
         if kind == "timm":
             own = self._build_timm(name, pretrained, image_size, checkpoint_path)
         else:
@@ -88,6 +110,12 @@ class ImageEncoder(nn.Module):
             resize=resize,
         )
         self.body.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
+        # But on the CPU the backward of a strided 1x1 convolution of a few channels then writes past its memory and
+        # kills the process (oneDNN in torch 2.15): the stem of RepVGG, MobileOne and FastViT, hence of MobileCLIP.
+        fragile = [m for m in self.body.modules() if isinstance(m, nn.Conv2d) and _is_strided_1x1_of_few(m)]
+        for convolution in fragile:
+            convolution.to(memory_format=torch.contiguous_format)
+        self._image_format = torch.contiguous_format if fragile else torch.channels_last
         self._probe()
 
     def _build_timm(
@@ -116,7 +144,7 @@ class ImageEncoder(nn.Module):
             )
         options["pretrained"] = pretrained and checkpoint_path is None
         try:
-            self.body = _create_timm(name, options | ({} if image_size is None else {"img_size": image_size}))
+            self.body = create_timm(name, options | ({} if image_size is None else {"img_size": image_size}))
         except (RuntimeError, IndexError) as error:
             known = {"Unknown model": "image_encoder", "Invalid pretrained tag": "image_encoder", "index": "stage"}
             argument = next((argument for text, argument in known.items() if text in str(error)), None)
@@ -129,24 +157,18 @@ class ImageEncoder(nn.Module):
             ) from error
         if is_folder:  # what a checkpoint stores must mean something where this folder is not
             self.spec = f"timm:{self.body.pretrained_cfg['architecture']}"
+        if self.stage is None:
+            check_timm(self.body, self.spec, self.projected, self.value_path)
         own = resolve_model_data_config(self.body)
         own["image_size"] = own["input_size"][1] if image_size is None else image_size
         if checkpoint_path is not None:
-            _load_timm_checkpoint(self.body, Path(checkpoint_path))
+            load_timm_checkpoint(self.body, Path(checkpoint_path))
         return own
 
     def _build_open_clip(self, name: str, pretrained: bool, image_size: int | None) -> dict[str, Any]:
         model, _ = create_open_clip(name, pretrained, force_image_size=image_size, **self.model_kwargs)
         self.body = model.visual
-        # The native ViT counts its tokens one by one; every other tower has a map.
-        is_vit = type(self.body).__name__ == "VisionTransformer"
-        self._open_clip_options = {
-            "indices": 1,  # the last block
-            # The final norm belongs to the tokens, unless an attention pooler stands before it (CoCa).
-            "normalize_intermediates": getattr(self.body, "attn_pool", None) is None,
-            "intermediates_only": True,
-            "output_fmt": "NLC" if is_vit else "NCHW",
-        }
+        check_open_clip(self.body, self.spec, self.projected, self.value_path)
         size = self.body.image_size
         own = dict(self.body.preprocess_cfg)
         own["image_size"] = size[0] if isinstance(size, (tuple, list)) else size
@@ -157,8 +179,13 @@ class ImageEncoder(nn.Module):
         """One blank image through the network: learns C and the grid, and refuses a model that gives no map."""
         training, size = self.training, self.transform.image_size
         self.eval()
-        embeddings = self._map(torch.zeros(1, 3, size, size))
+        embeddings, whole = self._encode(torch.zeros(1, 3, size, size))
         self.train(training)
+        if whole is not None and whole.shape != (1, embeddings.shape[-1]):
+            raise ValueError(
+                f"global_token must be False for a network whose pooled embedding is not as wide as its positions, got "
+                f"{tuple(whole.shape)} beside {embeddings.shape[-1]} channels from {self.spec!r}; leave it out"
+            )
         if embeddings.ndim == 4:  # (B,H,W,C)
             self.grid_size = (embeddings.shape[1], embeddings.shape[2])
         else:  # (B,S,C)
@@ -174,6 +201,8 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W), transformed, H = W = `transform.image_size` -> spatial embeddings (B,S,C).
 
+        With `global_token` they are (B,1+S,C), the whole image first.
+
         Raises:
             ValueError: if the shape is not that of transformed images.
         """
@@ -183,103 +212,32 @@ class ImageEncoder(nn.Module):
                 f"images must be (B, 3, {size}, {size}) of floats, got {tuple(images.shape)} of {images.dtype}; "
                 f"pass each through image_encoder.transform"
             )
-        embeddings = self._map(images.contiguous(memory_format=torch.channels_last))
-        return embeddings.flatten(1, 2) if embeddings.ndim == 4 else embeddings  # (B,S,C)
+        embeddings, whole = self._encode(images.contiguous(memory_format=self._image_format))
+        if embeddings.ndim == 4:
+            embeddings = embeddings.flatten(1, 2)  # (B,S,C)
+        return embeddings if whole is None else torch.cat([whole[:, None], embeddings], 1)  # (B,1+S,C)
 
-    def _map(self, images: Tensor) -> Tensor:
-        """(B,H,W,C) from a network with a map, (B,S,C) from one with tokens."""
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Each position, (B,H,W,C) from a network with a map or (B,S,C) from one with tokens, and the whole image."""
         if self.spec.startswith("open_clip:"):
-            found = self.body.forward_intermediates(images, **self._open_clip_options)["image_intermediates"][-1]
-            return found if found.ndim == 3 else found.permute(0, 2, 3, 1)
-        if self.stage is not None:
-            found = self.body(images)[-1]
-        else:
-            found = self.body.forward_features(images)
-        if isinstance(found, Tensor) and found.ndim == 4:
-            channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
-            return found if channels_last else found.permute(0, 2, 3, 1)
-        if isinstance(found, Tensor) and found.ndim == 3:
-            return found[:, getattr(self.body, "num_prefix_tokens", 0) :]  # class and register tokens are no positions
-        raise ValueError(
-            f"image_encoder must give a map (B,C,H,W) or tokens (B,S,C), got "
-            f"{tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__} from {self.spec!r}; "
-            f"use another model"
-        )
+            return encode_open_clip(self.body, images, self.projected, self.value_path, self.global_token)
+        if self.stage is None:
+            return encode_timm(self.body, images, self.projected, self.value_path, self.global_token)
+        found = positions_of(self.body, self.body(images)[-1])
+        return found, found.flatten(1, -2).mean(1) if self.global_token else None  # (B,C)
 
     def config(self) -> dict[str, Any]:
         """What rebuilds this encoder without its weights, for a checkpoint."""
         transform = self.transform.to_dict()
-        return {"spec": self.spec, "stage": self.stage, "model_kwargs": self.model_kwargs, **transform}
+        options = {"projected": self.projected, "value_path": self.value_path, "global_token": self.global_token}
+        # Only those that are on: the others are as in checkpoints that were written before they existed.
+        on = {name: value for name, value in options.items() if value}
+        return {"spec": self.spec, "stage": self.stage, "model_kwargs": self.model_kwargs, **on, **transform}
 
     def __repr__(self) -> str:
         rows, columns = self.grid_size
         return f"ImageEncoder({self.spec!r}, {self.transform.image_size}px -> {rows}x{columns} of {self.encoder_dim})"
 
 
-def create_open_clip(name: str, pretrained: bool, **options: Any) -> tuple[Any, str]:
-    """An open_clip model and the name its tokenizer goes by.
-
-    Args:
-        name: "ARCH/PRETRAINED", "hf-hub:OWNER/NAME", or a local folder.
-        pretrained: False gives random weights, and reads none.
-        options: further arguments of `open_clip.create_model`.
-
-    Raises:
-        ValueError: if open_clip knows no such architecture or weights, or no weights are named.
-    """
-    import open_clip
-
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
-    arch, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition("/")
-    if ":" not in arch and arch not in open_clip.list_models():
-        similar = difflib.get_close_matches(arch, open_clip.list_models(), 3) or "open_clip.list_models()"
-        raise ValueError(f"open_clip:ARCH/PRETRAINED must name a known architecture, got {arch!r}; see {similar}")
-    tags = open_clip.list_pretrained_tags_by_model(arch) if ":" not in arch else []
-    if pretrained and ":" not in arch and weights not in tags and not Path(weights).is_file():
-        raise ValueError(
-            f"open_clip:ARCH/PRETRAINED must name weights of {arch} or a file, got {weights or 'none'!r}; it has {tags}"
-        )
-    # OpenAI's weights need another activation than the architecture's default; open_clip only warns of it.
-    quick_gelu = weights in tags and open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False)
-    model = open_clip.create_model(
-        arch,
-        weights if pretrained and weights else None,
-        load_weights=pretrained,
-        pretrained_text=pretrained,
-        force_quick_gelu=quick_gelu,
-        **options,
-    )
-    return model, arch
-
-
-def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:
-    """A timm model; transformers fix their grid at creation and take `img_size`, the others do not know it."""
-    import timm
-
-    try:
-        return timm.create_model(name, **options)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        return timm.create_model(name, **{key: value for key, value in options.items() if key != "img_size"})
-
-
-def _load_timm_checkpoint(body: nn.Module, path: Path) -> None:
-    """Load a weights file strictly, but for the classifier that the encoder does not have."""
-    from timm.models import load_state_dict
-
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # torch, pickle and safetensors have many kinds; the reader needs the path
-        raise ValueError(f"checkpoint_path must hold weights and nothing else, cannot read {path}: {error}") from error
-    head = {key for key in state if key.startswith(("classifier.", "fc.", "head.fc.", "head.weight", "head.bias"))}
-    own = set(body.state_dict())
-    missing, unexpected = sorted(own - set(state)), sorted(set(state) - own - head)
-    if missing or unexpected:
-        raise ValueError(
-            f"checkpoint_path must hold the weights of {type(body).__name__}, got {path.name} with "
-            f"{len(missing)} missing {missing[:3]} and {len(unexpected)} unexpected {unexpected[:3]}; "
-            f"name the model and model_kwargs it was trained with"
-        )
-    body.load_state_dict({key: state[key] for key in own})
+def _is_strided_1x1_of_few(convolution: nn.Conv2d) -> bool:
+    return convolution.kernel_size == (1, 1) and convolution.stride != (1, 1) and convolution.in_channels < 8

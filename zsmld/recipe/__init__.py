@@ -23,8 +23,9 @@ import torch
 import yaml
 
 from zsmld.augmentation import QueryAugmentation
+from zsmld.baseline import build_prior
 from zsmld.datasets import DATASETS, READERS, build_dataset
-from zsmld.decoder import MLDecoder
+from zsmld.decoder import MLDecoder, TrainingFreeScorer
 from zsmld.features import FeatureCache
 from zsmld.images import ImageAugmentation, ImageEncoder
 from zsmld.model import ZeroShotClassifier
@@ -48,6 +49,10 @@ from zsmld.vocabulary import Vocabulary
 __all__ = ["Recipe", "has_split", "protocol_from", "reader_options", "recipe_header", "recipe_names"]
 
 
+# A prior's classifier has the weights of the image encoder.
+_OF_ENCODER = ("checkpoint_path", "pretrained")
+
+
 @dataclass
 class Recipe:
     """Everything that decides a training.
@@ -57,6 +62,8 @@ class Recipe:
         image_encoder: arguments of `ImageEncoder`.
         text_encoder: spec string of a `TextEncoder`; null trains class queries.
         decoder: arguments of `MLDecoder`, but for the widths, which follow from the encoders.
+        prior: arguments of `zsmld.baseline.build_prior`, such as {kind: conse}: what the image encoder knows already,
+            as a part of the head; null gives it none.
         augmentation: arguments of `QueryAugmentation`.
         image_augmentation: arguments of `ImageAugmentation`.
         features: arguments of `FeatureCache`, such as a folder `cache`; null computes no features beforehand.
@@ -77,6 +84,7 @@ class Recipe:
     image_encoder: dict[str, Any]
     text_encoder: str | None = None
     decoder: dict[str, Any] = field(default_factory=dict)
+    prior: dict[str, Any] | None = None
     augmentation: dict[str, Any] = field(default_factory=dict)
     image_augmentation: dict[str, Any] = field(default_factory=dict)
     features: dict[str, Any] | None = None
@@ -86,8 +94,8 @@ class Recipe:
     def __post_init__(self) -> None:
         problems: list[str] = []
         for section, target in self._targets(problems).items():
-            if section == "features" and self.features is None:
-                continue  # no features is not features with every default
+            if section in ("features", "prior") and getattr(self, section) is None:
+                continue  # none is not one with every default
             given = getattr(self, section) or {}  # a section with nothing below it
             if not isinstance(given, dict):
                 problems.append(f"{section} must be a mapping, got {given!r}")
@@ -200,7 +208,20 @@ class Recipe:
         if text_encoder is None:
             num_classes = len(vocabulary or self.build_dataset("train").vocabulary)
         text_dim = None if text_encoder is None else text_encoder.text_dim
-        decoder = MLDecoder(image_encoder.encoder_dim, text_dim=text_dim, num_classes=num_classes, **self.decoder)
+        prior = None
+        if self.prior is not None and text_encoder is not None:
+            same = {name: self.image_encoder[name] for name in _OF_ENCODER if name in self.image_encoder}
+            templates = (vocabulary or self.build_dataset("train").vocabulary).templates  # class names as the words
+            options: dict[str, Any] = {"templates": templates} | same | self.prior
+            prior = build_prior(image_encoder, text_encoder, **options)
+        decoder = MLDecoder(
+            image_encoder.encoder_dim,
+            text_dim=text_dim,
+            num_classes=num_classes,
+            num_global_tokens=image_encoder.num_global_tokens,
+            prior=prior,
+            **self.decoder,
+        )
         return ZeroShotClassifier(image_encoder, decoder, text_encoder, recipe=self.to_dict())
 
     def build_trainer(self, output: str | Path | None = None, progress: bool = False) -> Trainer:
@@ -253,13 +274,15 @@ class Recipe:
     def _try_decoder(self) -> None:
         widths: dict[str, Any] = {"num_classes": 100} if self.text_encoder is None else {"text_dim": 8}
         with torch.device("meta"):  # no memory, no random numbers
-            MLDecoder(8, **widths, **self.decoder)
+            prior = None if self.prior is None else TrainingFreeScorer(8, 8)
+            MLDecoder(8, **widths, prior=prior, **self.decoder)
 
     def _targets(self, problems: list[str]) -> dict[str, Callable[..., Any]]:
         """Which constructor each section feeds."""
         targets: dict[str, Callable[..., Any]] = {
             "image_encoder": ImageEncoder,
             "decoder": MLDecoder,
+            "prior": build_prior,
             "augmentation": QueryAugmentation,
             "image_augmentation": ImageAugmentation,
             "features": FeatureCache,

@@ -11,7 +11,8 @@ import yaml
 # Arguments that a recipe does not give: other sections make them, or the command does.
 _NOT_IN_RECIPE = {
     "dataset": {"split"},
-    "decoder": {"encoder_dim", "text_dim", "num_classes"},
+    "decoder": {"encoder_dim", "text_dim", "num_classes", "num_global_tokens", "num_seen_words", "prior"},
+    "prior": {"image_encoder", "text_encoder", "checkpoint_path", "pretrained"},
     "trainer": {
         *("model", "dataset", "val_dataset", "output", "augmentation", "image_augmentation", "features"),
         *("text_encoder", "progress", "configuration"),

@@ -28,18 +28,18 @@ from zsmld.trainer.checkpoint import (
     check_shared,
     kept_safe,
     random_state,
-    restore_random_state,
+    restore_state,
     save_state,
     saved_state,
     saved_where,
     stopped,
 )
-from zsmld.trainer.devices import build_accelerator
+from zsmld.trainer.devices import build_accelerator, threads_beside
 from zsmld.trainer.log import Log
 from zsmld.trainer.optimization import Schedule, build_optimizer, build_scheduler, freeze, parameter_groups
 from zsmld.trainer.options import Precision, problems_of, settings_of, training_record
-from zsmld.trainer.order import Order
-from zsmld.trainer.preparation import prepare_data, prepare_words
+from zsmld.trainer.order import Order, share_of
+from zsmld.trainer.preparation import prepare_data, prepare_prior, prepare_words
 from zsmld.trainer.selection import describe_selection, what_selects
 from zsmld.trainer.step import Step
 from zsmld.trainer.weights import Weights
@@ -57,8 +57,8 @@ class Trainer:
     with the best mAP of all seen words; without validation images the last.
 
     Under `torchrun` or `accelerate launch` the processes share each step's images; the result is that of one process
-    with the whole batch. Everything random follows from `seed`, the step and the image, so that a run on the CPU
-    repeats itself to the last bit, and goes on after an interruption as if there had been none.
+    with the whole batch. Everything random follows from `seed`, the step and the image: a run on the CPU repeats itself
+    to the last bit, and goes on after an interruption as if there had been none.
 
     Args:
         model: its parts are trained in place.
@@ -86,19 +86,24 @@ class Trainer:
         scores: what the model makes scores of its logits with: "sigmoid", or "softmax" for images with one word each.
         ema_decay: of the averaged weights that are evaluated and saved; 0 uses the raw ones.
         ema_warmup: let the average follow faster in the first steps (timm's: at most 1 − step^(−2/3)), so that a short
-            training does not end with an average of its beginning; without it the decay is the same from the start, as
-            in the official code.
+            training does not end with an average of its beginning; the official code has none.
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
         precision: "fp32", "bf16" or "fp16" autocast.
-        freeze_image_encoder: train the head only (True), or name the parts of the encoder that stay, such as
-            ["conv1", "layer1"].
+        freeze_image_encoder: train the head only (True), or name the parts that stay, such as ["conv1", "layer1"].
         compile: run the network through `torch.compile`; pays on GPUs after some minutes.
         fsdp: shard weights, averages and optimiser over the processes, for large image encoders.
         standardize_words: centre and scale word embeddings by the training words' statistics.
+        calibrate_prior: before the first step, set the scales, bias and temperature of the head's prior on training
+            images, by the labels of the trained words.
+        teacher_words: other words in each step, with the prior's opinions as targets: its classes, or `teacher_list`.
+        teacher_weight: of their binary cross-entropy.
+        teacher_list: for a prior without a classifier, a file with one word a line; unseen words are left out.
+        distillation: weight of the cosine distance between what the words saw and what the frozen encoder itself says.
         holdout_words: share of the seen words held out for selection, in [0,1); at least one word unless 0, among those
             that occur in `val_dataset`, of which half stay.
         select_on_test_images: let test images be `val_dataset`; figures on them are then no longer fair.
         select_on_unseen_words: select by the unseen words instead of held-out ones; their figures are then not ZSL's.
+        text_noise: length of the Gaussian noise on the unit embeddings of a dataset of sentences, new in each step.
         checkpoint_every: steps between two checkpoints, beside the one at each epoch's end.
         trackers: "tensorboard" and "wandb".
         log_every: steps between two rows of `steps.csv` and two points of the trackers.
@@ -148,6 +153,12 @@ class Trainer:
     compile: bool = False
     fsdp: bool = False
     standardize_words: bool = True
+    calibrate_prior: bool = True
+    teacher_words: int = 0
+    teacher_weight: float = 0.3
+    teacher_list: str | None = None
+    distillation: float = 0.0
+    text_noise: float = 0.0
     holdout_words: float = 0.1
     select_on_test_images: bool = False
     select_on_unseen_words: bool = False
@@ -223,10 +234,7 @@ class Trainer:
             TrainingStopped: on SIGTERM or Ctrl-C, after a checkpoint.
         """
         with ExitStack() as cleanup:
-            num_threads = torch.get_num_threads()
-            cleanup.callback(torch.set_num_threads, num_threads)
-            if self.num_workers:  # a core for each worker: threads that wait for each other's cores are far slower
-                torch.set_num_threads(max(1, num_threads - self.num_workers))
+            cleanup.enter_context(threads_beside(self.num_workers))
             return self._fit(resume, cleanup)
 
     def _fit(self, resume: bool, cleanup: ExitStack) -> ZeroShotClassifier:
@@ -234,12 +242,7 @@ class Trainer:
         head_only = self.freeze_image_encoder is True
         accelerator = build_accelerator(self.device, self.precision, self.trackers, self.output, not head_only)
         device, main, world = accelerator.device, accelerator.is_main_process, accelerator.num_processes
-        part, rest = divmod(self.batch_size, world * self.gradient_accumulation)
-        if rest or not part:
-            raise ValueError(
-                f"batch_size must be a multiple of {world} processes times gradient_accumulation="
-                f"{self.gradient_accumulation}, got {self.batch_size}; change one of them"
-            )
+        part = share_of(self.batch_size, world, self.gradient_accumulation)
         torch.manual_seed(self.seed + accelerator.process_index)  # each process draws its own dropout
         model = self.model.to(device)
         take_from_main(model.state_dict().values())  # however each process made its own
@@ -249,6 +252,7 @@ class Trainer:
         check_shared(progress.step, self.output)
         words, captions, selection = prepare_words(self, self._words, device)  # (N,T), or None in class mode
         dataset, val_dataset = prepare_data(self)
+        teacher = prepare_prior(self, dataset, self._words, words, device, self._loss)
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         cleanup.callback(lambda: [parameter.requires_grad_(flag) for parameter, flag in trainable])
         frozen = freeze(model.image_encoder, self.freeze_image_encoder)  # names of modules that stay in eval mode
@@ -277,11 +281,7 @@ class Trainer:
             return self._ended(weights, settings, world)
         if saved is not None:
             weights.restore(saved["weights"], bare)
-            scheduler.load_state_dict(saved["scheduler"])
-            if accelerator.scaler is not None and saved["scaler"]:
-                accelerator.scaler.load_state_dict(saved["scaler"])
-            if len(saved["random"]) == world:
-                restore_random_state(saved["random"][accelerator.process_index], device)
+            restore_state(saved, scheduler, accelerator)
         with kept_safe("log", self._saved_where):
             log.start(progress.step, progress.history, progress.row, {"train": self.dataset, "val": self.val_dataset})
         stop = cleanup.enter_context(StopSignal())  # until now there was nothing to keep: a signal ended it all
@@ -319,6 +319,8 @@ class Trainer:
             labels=self._words.labels,
             words=words,
             captions=captions,
+            teacher=teacher,
+            distillation=self.distillation,
             augmentation=self.augmentation,
             image_augmentation=self.image_augmentation,
             seed=self.seed,
@@ -411,10 +413,8 @@ class Trainer:
         return self.model.eval()
 
     def _diverged(self, what: str) -> ValueError:
-        return ValueError(
-            f"loss must be a number, got {what}; lower lr (now {self.lr:g}) or use precision='fp32'. "
-            f"Last good model: {self._saved_where()}"
-        )
+        remedy = f"lower lr (now {self.lr:g}) or use precision='fp32'. Last good model: {self._saved_where()}"
+        return ValueError(f"loss must be a number, got {what}; {remedy}")
 
     def _saved_where(self) -> str:
         return saved_where(self.output)

@@ -216,3 +216,12 @@ def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def restore_state(saved: dict[str, Any], scheduler: Any, accelerator: Any) -> None:
+    """Schedule, loss scale and this process's generators as they were, where as many processes go on."""
+    scheduler.load_state_dict(saved["scheduler"])
+    if accelerator.scaler is not None and saved["scaler"]:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    if len(saved["random"]) == accelerator.num_processes:
+        restore_random_state(saved["random"][accelerator.process_index], accelerator.device)

@@ -1,7 +1,8 @@
 """Where a training runs: one device or many, as `torchrun` or `accelerate launch` started the processes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,3 +63,15 @@ def missing_trackers(trackers: Sequence[str]) -> list[str]:
         if name in TRACKERS and not any(find_spec(module) for module in TRACKERS[name]):
             problems.append(f"tracker {name} must be installed: pip install {name}")
     return problems
+
+
+@contextmanager
+def threads_beside(num_workers: int) -> Iterator[None]:
+    """A core for each worker: threads that wait for each other's cores are far slower. Undone at the end."""
+    num_threads = torch.get_num_threads()
+    if num_workers:
+        torch.set_num_threads(max(1, num_threads - num_workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets import ids_digest
+from zsmld.decoder import MLDecoder
 from zsmld.features.hashing import weights_hash
 from zsmld.model import package_versions
 from zsmld.resources import git_revision
@@ -45,6 +48,12 @@ def option_problems(t: Any) -> list[str]:
         f"layer_decay must be in (0, 1], got {t.layer_decay}": 0 < t.layer_decay <= 1,
         f"schedule must be 'one_cycle', 'cosine' or 'constant', got {t.schedule!r}": t.schedule in get_args(Schedule),
         f"precision must be 'fp32', 'bf16' or 'fp16', got {t.precision!r}": t.precision in get_args(Precision),
+        "teacher_words, teacher_weight, distillation and text_noise must not be negative": (
+            t.teacher_words >= 0 and t.teacher_weight >= 0 and t.distillation >= 0 and t.text_noise >= 0
+        ),
+        f"teacher_list must be an existing file, one word a line, not found: {t.teacher_list}": (
+            t.teacher_list is None or Path(t.teacher_list).is_file()
+        ),
         "ema_decay, holdout_words and warmup must be in [0, 1)": (
             0 <= t.ema_decay < 1 and 0 <= t.holdout_words < 1 and 0 <= t.warmup < 1
         ),
@@ -83,9 +92,68 @@ def problems_of(trainer: "Trainer") -> list[str]:
             "val_dataset must not be the test images, which would no longer be unseen; take a part of the training "
             "images (val_fraction), or say select_on_test_images=true"
         )
+    problems += _knowledge_problems(t)
+    problems += _sentence_problems(t)
     if t.select_on_unseen_words and (t.val_dataset is None or not t.dataset.vocabulary.unseen):
         problems.append("select_on_unseen_words needs a val_dataset and unseen words")
     return problems
+
+
+def _knowledge_problems(t: "Trainer") -> list[str]:
+    """What does not fit between the head, what it shall learn from besides labels, and the image encoder."""
+    decoder = t.model.decoder
+    if not isinstance(decoder, MLDecoder):
+        return ["model must have a head to train, it has a training-free scorer; give it an MLDecoder"]
+    prior = decoder.prior
+    rules = {
+        "a prior needs freeze_image_encoder=true: it knows the encoder as it is": (
+            prior is None or t.freeze_image_encoder is True
+        ),
+        "teacher_words needs a prior, which is the teacher": not t.teacher_words or prior is not None,
+        "teacher_list names the words of a prior without a classifier, and only these": (
+            not (t.teacher_words or t.teacher_list)
+            or prior is None
+            or (t.teacher_list is None) == (prior.output == "conse")
+        ),
+        "distillation needs output cosine or sum, freeze_image_encoder=true, and a prior or an encoder in the words' "
+        "space": (
+            not t.distillation
+            or (
+                decoder.output != "shared"
+                and t.freeze_image_encoder is True
+                and (prior is not None or decoder.encoder_dim == decoder.text_dim)
+            )
+        ),
+        "attention over descriptions needs query augmentation off": (
+            decoder.descriptions == "mean" or t.augmentation == QueryAugmentation()
+        ),
+        "attention over descriptions and teacher_words do not go together": (
+            decoder.descriptions == "mean" or not t.teacher_words
+        ),
+    }
+    return [sentence for sentence, kept in rules.items() if not kept]
+
+
+def _sentence_problems(t: "Trainer") -> list[str]:
+    """What a training on sentences needs, so that its head fits images."""
+    if not hasattr(t.dataset, "sentences"):
+        return ["text_noise is for a dataset of sentences; leave it at 0"] if t.text_noise else []
+    decoder, encoder = t.model.decoder, t.model.image_encoder
+    if not isinstance(decoder, MLDecoder):
+        return []  # it is said already
+    rules = {
+        f"sentences need one encoder of images and texts, such as open_clip:ViT-B-16/openai for both, got "
+        f"{encoder.spec} and {t.model.text_encoder}": encoder.spec == t.model.text_encoder,
+        f"sentences need positions in the space of texts, got {decoder.encoder_dim} channels for {decoder.text_dim}; "
+        f"say image_encoder.projected=true": encoder.projected and decoder.encoder_dim == decoder.text_dim,
+        "sentences need decoder.unit_positions=true: texts and images differ in length": decoder.unit_positions,
+        "sentences need freeze_image_encoder=true: they say nothing about its weights": t.freeze_image_encoder is True,
+        "sentences cannot be augmented as images are; turn image_augmentation off": t.image_augmentation.is_off,
+        "sentences cannot train a head with a prior, which expects similarities of images; leave it out": (
+            decoder.prior is None
+        ),
+    }
+    return [sentence for sentence, kept in rules.items() if not kept]
 
 
 def settings_of(trainer: "Trainer") -> dict[str, Any]:
@@ -125,6 +193,8 @@ def _images(dataset: Any) -> str:
     """Which images, with which labels."""
     ids = getattr(dataset, "ids", None)
     of_ids = "" if ids is None else f", ids {ids_digest(ids)[:16]}"
+    if hasattr(dataset, "sentences"):  # ids are lines of a file, which may have changed
+        of_ids += f", text {_digest(json.dumps(list(map(dataset.texts, range(len(dataset))))).encode())[:16]}"
     targets = dataset.targets
     labels = _digest(*(part.tobytes() for part in (targets.indptr, targets.indices, targets.data)))
     return f"{dataset.name}, {dataset.split}, {len(dataset)} images{of_ids}, labels {labels[:16]}"

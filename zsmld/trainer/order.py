@@ -44,3 +44,18 @@ class Order:
         for rows, seeds in zip(*self.steps(start, stop), strict=True):
             divided = rows.reshape(num_parts, num_processes, -1), seeds.reshape(num_parts, num_processes, -1)
             yield from zip(divided[0][:, process], divided[1][:, process], strict=True)
+
+
+def share_of(batch_size: int, num_processes: int, gradient_accumulation: int) -> int:
+    """Images of a step that one process computes at once.
+
+    Raises:
+        ValueError: if the step cannot be divided equally.
+    """
+    part, rest = divmod(batch_size, num_processes * gradient_accumulation)
+    if rest or not part:
+        raise ValueError(
+            f"batch_size must be a multiple of {num_processes} processes times gradient_accumulation="
+            f"{gradient_accumulation}, got {batch_size}; change one of them"
+        )
+    return part

@@ -1,12 +1,17 @@
 """What stands before the first step: words become embeddings, and a frozen encoder's images become features."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from zsmld.features import FeatureDataset
+from zsmld.datasets import dense_targets
+from zsmld.decoder import MLDecoder
+from zsmld.features import FeatureDataset, encode_sentences
+from zsmld.losses import Loss
 from zsmld.trainer.captions import Captions, build_captions
+from zsmld.trainer.knowledge import Teacher, calibrate_prior, opinions, spatial_embeddings_of
 from zsmld.trainer.selection import Selection
 from zsmld.trainer.words import TrainingWords, rows_with
 
@@ -37,8 +42,11 @@ def prepare_words(
     measured = vocabulary.select(vocabulary.words[label] for label in words.measured)
     selection = Selection(vocabulary, words, model.encode_words(measured, encoder).to(device))
     embeddings = model.encode_words(vocabulary.select(vocabulary.words[label] for label in words.labels))
-    if trainer.standardize_words and len(embeddings) > 1:
-        model.decoder.standardize_words(embeddings.to(device))
+    if isinstance(model.decoder, MLDecoder):  # what needs no training has nothing to set
+        if trainer.standardize_words and len(embeddings) > 1:
+            model.decoder.standardize_words(embeddings.to(device))
+        if model.decoder.word_reach:
+            model.decoder.remember_seen_words(embeddings.to(device))
     captions = None
     if trainer.augmentation.captions:
         rows = rows_with(trainer.dataset.targets, words.labels)
@@ -46,10 +54,46 @@ def prepare_words(
     return embeddings.to(device), None if captions is None else captions.to(device), selection
 
 
+def prepare_prior(
+    trainer: "Trainer", dataset: Any, words: TrainingWords, embeddings: Tensor | None, device: torch.device, loss: Loss
+) -> Teacher | None:
+    """Calibrate the head's prior on training images, and make a teacher of it where one is wanted."""
+    decoder = trainer.model.decoder
+    if not isinstance(decoder, MLDecoder) or decoder.prior is None or embeddings is None:
+        return None
+    prior, rows = decoder.prior, rows_with(dataset.targets, words.labels)
+    spatial, rows = spatial_embeddings_of(trainer.model, dataset, rows, device, 64, trainer.num_workers)  # (M,S,C)
+    if trainer.calibrate_prior:
+        calibrate_prior(decoder, spatial, embeddings, dense_targets(dataset, words.labels)[rows], loss)
+    if not trainer.teacher_words:
+        return None
+    if prior.output == "conse":
+        taught = prior.class_embeddings
+    else:
+        encoder = trainer.text_encoder or trainer.model.build_text_encoder(trainer.device)
+        taught = encoder.encode_words(_teacher_list(trainer), trainer.dataset.vocabulary.templates).to(device)  # (K,T)
+    labels = torch.arange(len(taught), device=device)
+    shares = torch.stack([opinions(prior, part, taught, labels).mean(0) for part in spatial.split(64)]).mean(0)  # (K,)
+    # Half of the draw goes to what is in the images, half to everything.
+    shares = shares / shares.sum() + 1 / len(shares)
+    return Teacher(prior, taught, shares, trainer.teacher_words, trainer.teacher_weight, trainer.seed)
+
+
+def _teacher_list(trainer: "Trainer") -> list[str]:
+    assert trainer.teacher_list is not None  # the options were checked
+    lines = Path(trainer.teacher_list).read_text(encoding="utf-8-sig").splitlines()
+    unseen = set(trainer.dataset.vocabulary.unseen)  # the words that measure generalisation stay out of training
+    return [word for word in dict.fromkeys(line.strip() for line in lines) if word and word not in unseen]
+
+
 def prepare_data(trainer: "Trainer") -> tuple[Any, Any]:
-    """The training and validation images, as features where these are asked for."""
+    """The training and validation images, as features where these are asked for; sentences always are."""
     found: list[Any] = []
     for dataset in (trainer.dataset, trainer.val_dataset):
+        if hasattr(dataset, "sentences"):
+            encoder = trainer.text_encoder or trainer.model.build_text_encoder(trainer.device)
+            found.append(encode_sentences(dataset, encoder, trainer.progress))
+            continue
         if trainer.features is None or dataset is None or isinstance(dataset, FeatureDataset):
             found.append(dataset)
             continue

@@ -3,19 +3,22 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets.loader import Batch, load_batches
+from zsmld.decoder import MLDecoder
 from zsmld.features import FeatureDataset
 from zsmld.images import ImageAugmentation
 from zsmld.losses import Loss
 from zsmld.model import ZeroShotClassifier
 from zsmld.trainer.captions import Captions
+from zsmld.trainer.knowledge import Teacher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,6 +39,8 @@ class Step:
         labels: (N,) of the training words.
         words: (N,T) their embeddings, or None in class mode.
         captions: for caption queries.
+        teacher: of additional words; None for none.
+        distillation: weight of the distance from what the frozen encoder itself says of the whole image.
         augmentation: of the queries.
         image_augmentation: of the images.
         seed: of both.
@@ -51,6 +56,8 @@ class Step:
     labels: np.ndarray
     words: Tensor | None
     captions: Captions | None
+    teacher: Teacher | None
+    distillation: float
     augmentation: QueryAugmentation
     image_augmentation: ImageAugmentation
     seed: int
@@ -103,13 +110,32 @@ class Step:
                     if self.head_only and inputs.ndim == 4:
                         with torch.no_grad():
                             inputs = self.model.image_encoder(inputs)  # (B,S,C)
-                    logits = self.network(inputs, queries)  # (B,N')
-                loss = self.loss(logits, targets)
+                    loss = self._loss(inputs, queries, targets, step)
                 # Gradients are averaged over the processes: each counts as many times as there are.
                 scaled = loss * self.accelerator.num_processes
                 self.accelerator.backward(scaled / num_images if self.mean_over_images else scaled)
             summed += loss.detach().double()
         return summed
+
+    def _loss(self, inputs: Tensor, queries: Tensor | None, targets: Tensor, step: int) -> Tensor:
+        """Of the labels; with a teacher, of its words too; with distillation, of the image's embedding too."""
+        num_words, taught, blank = targets.shape[1], None, targets[:, :0].sum() * 0
+        if self.teacher is not None:  # then queries are words, and inputs spatial embeddings
+            labels = self.teacher.draw(step)  # (R,)
+            taught = self.teacher.targets(inputs, labels)  # (B,R)
+            queries = torch.cat([cast(Tensor, queries), self.teacher.embeddings[labels]])  # (N'+R,T)
+        real = 1.0 if (targets != -1).any() else 0.0  # blank images give no loss of any kind
+        if self.distillation:
+            logits, embedding = self.network(inputs, queries, with_embedding=True)  # (B,N'+R), (B,T)
+            target = cast(MLDecoder, self.model.decoder).image_embeddings(inputs)  # (B,T)
+            blank = self.distillation * real * (1 - (embedding * target).sum(1)).sum()
+        else:
+            logits = self.network(inputs, queries)  # (B,N'+R)
+        loss = self.loss(logits[:, :num_words], targets) + blank
+        if taught is not None:
+            of_teacher = F.binary_cross_entropy_with_logits(logits[:, num_words:].float(), taught, reduction="sum")
+            loss = loss + cast(Teacher, self.teacher).weight * real * of_teacher
+        return loss
 
     def _augment(self, targets: Tensor, step: int) -> tuple[Tensor | None, Tensor]:
         if self.words is None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from zsmld.datasets import Dataset
-from zsmld.decoder import MLDecoder
+from zsmld.decoder import MLDecoder, TrainingFreeScorer
 from zsmld.vocabulary import Vocabulary
 
 
@@ -29,7 +29,7 @@ class TrainingWords:
 
 def divide_words(
     vocabulary: Vocabulary,
-    decoder: MLDecoder,
+    decoder: MLDecoder | TrainingFreeScorer,
     val_dataset: Dataset | None,
     holdout_words: float,
     select_on_unseen_words: bool,

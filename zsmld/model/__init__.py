@@ -5,9 +5,7 @@ trained with and those words' embeddings, so that scoring known words needs no t
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsmld.decoder import MLDecoder
+from zsmld.decoder import MLDecoder, TrainingFreeScorer, build_decoder
 from zsmld.images import ImageEncoder
+from zsmld.model.files import CONFIG, WEIGHTS, local_folder, replaced
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
 
 _FORMAT = 1
-_IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "interpolation", "resize"}
+_IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "interpolation", "resize"} | {
+    "projected",
+    "value_path",
+    "global_token",
+}
 _FORBIDDEN_KWARGS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 class ZeroShotClassifier(nn.Module):
@@ -31,7 +33,8 @@ class ZeroShotClassifier(nn.Module):
 
     Args:
         image_encoder: gives spatial embeddings (B,S,C).
-        decoder: turns them into logits; its `encoder_dim` must be the encoder's.
+        decoder: turns them into logits; its `encoder_dim` must be the encoder's. A trained head, or what needs no
+            training.
         text_encoder: spec string of the encoder that made, and must make, the word embeddings, or the encoder itself.
         vocabulary: the words this model knows, with their partition; None before training.
         word_embeddings: (N,T) of those words.
@@ -51,7 +54,7 @@ class ZeroShotClassifier(nn.Module):
     def __init__(
         self,
         image_encoder: ImageEncoder,
-        decoder: MLDecoder,
+        decoder: MLDecoder | TrainingFreeScorer,
         text_encoder: str | TextEncoder | None = None,
         vocabulary: Vocabulary | None = None,
         word_embeddings: Tensor | None = None,
@@ -62,6 +65,11 @@ class ZeroShotClassifier(nn.Module):
             raise ValueError(
                 f"decoder must have encoder_dim={image_encoder.encoder_dim} to fit {image_encoder}, "
                 f"got {decoder.encoder_dim}; build it with that width"
+            )
+        if decoder.num_global_tokens != image_encoder.num_global_tokens:
+            raise ValueError(
+                f"decoder must have num_global_tokens={image_encoder.num_global_tokens} to fit {image_encoder}, got "
+                f"{decoder.num_global_tokens}; build it with that number"
             )
         self.image_encoder = image_encoder
         self.decoder = decoder
@@ -97,17 +105,18 @@ class ZeroShotClassifier(nn.Module):
         return self.decoder(self.image_encoder(images), word_embeddings, mask)
 
     def remember_words(self, vocabulary: Vocabulary, word_embeddings: Tensor | None) -> None:
-        """Store a vocabulary and its embeddings (N,T) with the model; the network does not change.
+        """Store a vocabulary and its embeddings with the model, (N,T) or (N,K,T); the network does not change.
 
         Raises:
             ValueError: if the embeddings do not fit, or in class mode the number of words.
         """
         if self.decoder.text_dim is not None:
             expected = (len(vocabulary), self.decoder.text_dim)
-            if word_embeddings is None or tuple(word_embeddings.shape) != expected:
+            shape = None if word_embeddings is None else tuple(word_embeddings.shape)
+            if word_embeddings is None or (*word_embeddings.shape[:1], *word_embeddings.shape[-1:]) != expected:
                 raise ValueError(
                     f"word_embeddings must be {expected}, one row for each word of the vocabulary, got "
-                    f"{None if word_embeddings is None else tuple(word_embeddings.shape)}; encode them with "
+                    f"{shape}; encode them with "
                     f"{self.text_encoder}"
                 )
             # A plain attribute and not a buffer: the network must not depend on it.
@@ -120,12 +129,16 @@ class ZeroShotClassifier(nn.Module):
         self.vocabulary = vocabulary
 
     def encode_words(self, words: Vocabulary | Iterable[str], text_encoder: TextEncoder | None = None) -> Tensor:
-        """Word embeddings (N,T) on the CPU; known words are looked up, new ones encoded.
+        """Word embeddings on the CPU; known words are looked up, new ones encoded.
 
         Args:
-            words: the words to embed; a list takes the templates of the model's vocabulary. Words of a `Vocabulary`
-                count as known only under the templates they were stored with.
+            words: the words to embed; a list takes the templates and descriptions of the model's vocabulary. Words of
+                a `Vocabulary` count as known only under the templates and descriptions they were stored with.
             text_encoder: used for new words; default the checkpoint's own, built here.
+
+        Returns:
+            (N,T); or (N,K,T) for a decoder that takes each word's descriptions one by one, zero where a word has
+            fewer.
 
         Raises:
             ValueError: if the text encoder is not the one this model was trained with.
@@ -136,7 +149,7 @@ class ZeroShotClassifier(nn.Module):
                 f"got {text_encoder.identity!r}; its embeddings would mean nothing to this head"
             )
         if not isinstance(words, Vocabulary):
-            words = Vocabulary(words, templates=self.vocabulary.templates if self.vocabulary else DEFAULT_TEMPLATES)
+            words = self.prompted(words)
         new = self.unknown_words(words)
         fresh: dict[str, Tensor] = {}
         if new:
@@ -144,8 +157,10 @@ class ZeroShotClassifier(nn.Module):
                 raise ValueError(
                     f"text_encoder must be known to encode {new[:3]}, and this model names none; pass a TextEncoder"
                 )
-            text_encoder = text_encoder or self.build_text_encoder()
-            fresh = dict(zip(new, text_encoder.encode_words(new, words.templates), strict=True))
+            text_encoder, unknown = text_encoder or self.build_text_encoder(), words.select(new)
+            several = self.decoder.descriptions != "mean"
+            embeddings = text_encoder.encode_descriptions(unknown)[0] if several else text_encoder.encode_words(unknown)
+            fresh = dict(zip(new, embeddings, strict=True))
         rows = []
         for word in words:
             if word in fresh:
@@ -153,12 +168,39 @@ class ZeroShotClassifier(nn.Module):
             else:
                 assert self.vocabulary is not None and self.word_embeddings is not None  # it is a known word
                 rows.append(self.word_embeddings[self.vocabulary.index(word)])
-        return torch.stack(rows)
+        if rows[0].ndim == 2:  # words with fewer descriptions are filled up with zeros
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (N,K,T)
+        return torch.stack(rows)  # (N,T)
+
+    def prompted(
+        self,
+        words: Iterable[str],
+        templates: Iterable[str] | str | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> Vocabulary:
+        """Words as a vocabulary of this model: seen or unseen as it has them, and with its templates and descriptions.
+
+        Args:
+            words: in any order.
+            templates: instead of the model's own.
+            descriptions: instead of the model's own; of words beyond these they are ignored.
+        """
+        words, known = check_words(words), self.vocabulary
+        if templates is None:
+            record = self.training_record or {}  # a training-free model knows no words, and how to ask for them
+            templates = known.templates if known is not None else record.get("templates", DEFAULT_TEMPLATES)
+        if descriptions is None:
+            descriptions = known.descriptions if known is not None else {}
+        own = {word: descriptions[word] for word in words if word in descriptions}
+        seen = [word for word in words if known is not None and word in known and known.is_seen[known.index(word)]]
+        return Vocabulary(words, seen=seen, templates=templates, descriptions=own)
 
     def unknown_words(self, words: Vocabulary) -> list[str]:
-        """The words that the model has no embeddings of, under these templates."""
-        known = self.vocabulary if self.vocabulary is not None and self.vocabulary.templates == words.templates else ()
-        return [word for word in words if word not in known]
+        """The words that the model has no embeddings of, under these templates and descriptions."""
+        known = self.vocabulary
+        if known is None:
+            return list(words)
+        return [word for word in words if word not in known or known.prompts(word) != words.prompts(word)]
 
     def build_text_encoder(self, device: str = "auto") -> TextEncoder:
         """The text encoder of this checkpoint, checked to be the same one.
@@ -194,9 +236,9 @@ class ZeroShotClassifier(nn.Module):
         }
         if self.word_embeddings is not None:
             tensors["word_embeddings"] = self.word_embeddings.contiguous()
-        with _replaced(folder / _WEIGHTS) as path:
+        with replaced(folder / WEIGHTS) as path:
             save_file(tensors, path, metadata={"format": "pt"})
-        with _replaced(folder / _CONFIG) as path:
+        with replaced(folder / CONFIG) as path:
             path.write_text(config, encoding="utf-8")
 
     def save_config(self, folder: str | Path) -> None:
@@ -206,13 +248,13 @@ class ZeroShotClassifier(nn.Module):
             FileNotFoundError: if the folder holds no weights.
         """
         folder = Path(folder)
-        if not (folder / _WEIGHTS).is_file():
+        if not (folder / WEIGHTS).is_file():
             raise FileNotFoundError(
-                f"model folder must hold {_WEIGHTS} to get another {_CONFIG}, not found in {folder}; save the whole "
+                f"model folder must hold {WEIGHTS} to get another {CONFIG}, not found in {folder}; save the whole "
                 f"model with save_pretrained"
             )
         config = self._config_text()
-        with _replaced(folder / _CONFIG) as path:
+        with replaced(folder / CONFIG) as path:
             path.write_text(config, encoding="utf-8")
 
     def _config_text(self) -> str:
@@ -256,10 +298,10 @@ class ZeroShotClassifier(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        folder = _local_folder(path_or_hub_id, revision)
+        folder = local_folder(path_or_hub_id, revision)
         try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            tensors = load_file(folder / _WEIGHTS)
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / WEIGHTS)
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
             raise ValueError(f"checkpoint {folder} must be readable, it is damaged: {error}; save it again") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT:
@@ -322,6 +364,7 @@ def create_model(
         image_encoder.encoder_dim,
         text_dim=None if text_encoder is None else text_encoder.text_dim,
         num_classes=num_classes,
+        num_global_tokens=image_encoder.num_global_tokens,
         **decoder_options,
     )
     return ZeroShotClassifier(image_encoder, decoder, text_encoder)
@@ -348,7 +391,7 @@ def _from_config(
         if foreign:
             raise ValueError(f"checkpoint {folder} must not set {foreign} of its image encoder; it is not one of ours")
         image_encoder = ImageEncoder(pretrained=False, **image_config)
-        decoder = MLDecoder(**config["decoder"])
+        decoder = build_decoder(config["decoder"])
         model = cls(image_encoder, decoder, recipe=config["recipe"])
         model.text_encoder = config["text_encoder"]["spec"]
         model.text_encoder_identity = config["text_encoder"]["identity"]
@@ -367,50 +410,8 @@ def _from_config(
         if strangers:
             raise ValueError(
                 f"checkpoint {folder} must have heldout_words among its seen words, got {strangers[:5]}; correct "
-                f"{_CONFIG}"
+                f"{CONFIG}"
             )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {folder} must have a complete {_CONFIG}, got {error}; save it again") from error
+        raise ValueError(f"checkpoint {folder} must have a complete {CONFIG}, got {error}; save it again") from error
     return model, vocabulary
-
-
-def _local_folder(path_or_hub_id: str | Path, revision: str | None) -> Path:
-    folder = Path(path_or_hub_id)
-    if folder.is_dir():
-        for name in (_CONFIG, _WEIGHTS):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"model folder must hold {name}, not found in {folder}; save the model again")
-        return folder
-    if str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith(("/", ".")):
-        raise FileNotFoundError(
-            f"model must be an existing folder or a Hub id 'owner/name', not found: {path_or_hub_id}; correct the path"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=[_CONFIG, _WEIGHTS]))
-    except Exception as error:  # the Hub client raises many kinds; each ends the same way for the caller
-        raise FileNotFoundError(
-            f"model must be an existing folder or a Hub id, {path_or_hub_id!r} is no folder here and the Hub "
-            f"answered: {type(error).__name__}: {error}; correct the name or connect to the network"
-        ) from error
-
-
-class _replaced:
-    """Write to a temporary neighbour that takes the file's place only if writing succeeded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        os.close(descriptor)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.temporary.chmod(0o644)
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""Which arguments of an `MLDecoder` fit together, and which of them a checkpoint stores."""
+
+from typing import Any, Literal, get_args
+
+Output = Literal["shared", "cosine", "sum"]
+
+# Options that are off are left out of checkpoints, so that earlier versions read what they understand.
+_OFF = {
+    "num_global_tokens": 0,
+    "prior": None,
+    "word_reach": 0.0,
+    "num_seen_words": 0,
+    "temperature": None,
+    "descriptions": "mean",
+    "prompts": False,
+    "unit_positions": False,
+}
+
+
+_ANY_MODE = ("num_global_tokens", "unit_positions")  # options that class mode has too
+
+
+def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments without the options that are off."""
+    return {name: value for name, value in config.items() if name not in _OFF or value != _OFF[name]}
+
+
+def check_arguments(given: dict[str, Any]) -> None:
+    """Refuse arguments of an `MLDecoder` that contradict each other.
+
+    Raises:
+        ValueError: for the first that does not fit.
+    """
+    text_dim, num_classes, output = given["text_dim"], given["num_classes"], given["output"]
+    num_groups, learnable_queries = given["num_groups"], given["learnable_queries"]
+    decoder_dim, num_heads, num_layers = given["decoder_dim"], given["num_heads"], given["num_layers"]
+    if (text_dim is None) == (num_classes is None):
+        raise ValueError(
+            f"exactly one of text_dim (word queries) and num_classes (class queries) must be given, "
+            f"got text_dim={text_dim}, num_classes={num_classes}; leave one of them out"
+        )
+    if num_heads < 1 or decoder_dim % num_heads:
+        raise ValueError(
+            f"num_heads must divide decoder_dim={decoder_dim}, got {num_heads}; choose one of "
+            f"{[h for h in (1, 2, 4, 8, 12, 16) if decoder_dim % h == 0]}"
+        )
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}; the paper uses 1")
+    if output not in get_args(Output):
+        raise ValueError(f"output must be 'shared', 'cosine' or 'sum', got {output!r}; the paper's is 'shared'")
+    if num_classes is not None and (num_classes < 1 or output != "shared"):
+        raise ValueError(
+            f"class mode needs num_classes ≥ 1 and output='shared', got {num_classes} and {output!r}; "
+            f"the cosine output needs word queries (text_dim)"
+        )
+    if num_classes is None and (num_groups is not None or learnable_queries):
+        raise ValueError(
+            f"num_groups and learnable_queries belong to class mode, got num_groups={num_groups}, "
+            f"learnable_queries={learnable_queries} with text_dim; leave them out"
+        )
+    if num_groups is not None and num_groups < 1:
+        raise ValueError(f"num_groups must be at least 1, got {num_groups}; the paper uses 100")
+    if given["num_global_tokens"] not in (0, 1):
+        raise ValueError(
+            f"num_global_tokens must be 0 or 1, got {given['num_global_tokens']}; take the image encoder's"
+        )
+    if given["descriptions"] not in ("mean", "attention"):
+        raise ValueError(f"descriptions must be 'mean' or 'attention', got {given['descriptions']!r}; choose one")
+    if num_classes is not None and any(given[name] != off for name, off in _OFF.items() if name not in _ANY_MODE):
+        found = {name: given[name] for name, off in _OFF.items() if given[name] != off and name not in _ANY_MODE}
+        raise ValueError(f"class mode must come without {sorted(found)}, which need word queries; leave them out")
+    if output == "shared" and (given["prompts"] or given["temperature"] is not None):
+        raise ValueError(
+            "prompts and temperature must come with output='cosine' or 'sum', got 'shared'; choose another output"
+        )
+    if given["temperature"] is not None and not given["temperature"] > 0:
+        raise ValueError(f"temperature must be positive, got {given['temperature']}; logits start within ± this")
+    if not given["word_reach"] >= 0 or (given["word_reach"] and given["prior"] is None):
+        raise ValueError(
+            f"word_reach must be ≥ 0, and have a prior that decides beyond it, got {given['word_reach']} and "
+            f"{'a' if given['prior'] else 'no'} prior; give the head a prior, or leave word_reach at 0"
+        )
+    prior = given["prior"]
+    if prior is not None and (prior.encoder_dim, prior.text_dim) != (given["encoder_dim"], text_dim):
+        raise ValueError(
+            f"prior must have encoder_dim={given['encoder_dim']} and text_dim={text_dim}, as the head has, got "
+            f"{prior.encoder_dim} and {prior.text_dim}; build it for the same encoders"
+        )
