@@ -374,9 +374,9 @@ def _timm(name: str) -> ImageEncoder:
         (
             "clip:ViT-B-32/openai",
             {},
-            "give a weights file, clip:ViT-B-32-quickgelu/FILE, or a local folder, clip:FOLDER",
+            "give a weights file, ViT-B-32-quickgelu/FILE, or a local folder, open_clip:FOLDER",
         ),
-        ("clip:ViT-B-32/laion2b_s34b_b79k", {}, "give a weights file, clip:ViT-B-32/FILE, or"),
+        ("clip:ViT-B-32/laion2b_s34b_b79k", {}, "give a weights file, ViT-B-32/FILE, or"),
         ("clip:hf-hub:timm/ViT-B-16-SigLIP", {}, "weights of open_clip:hf-hub:timm/ViT-B-16-SigLIP must be on this"),
         (
             "conse:timm:resnet18.a1_in1k",

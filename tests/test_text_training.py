@@ -440,15 +440,17 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch:
         trainer_of(changed, output=tmp_path / "cut", **options).fit(resume=True)
 
 
-def test_parts_and_noise_give_the_gradients_of_the_whole() -> None:
-    """A sentence's noise depends on its place in the step, not on how the step is divided."""
+def test_a_sentence_has_its_own_noise_in_each_step() -> None:
+    """It depends on the sentence's place in the step, not on how the step is divided."""
     found = []
-    for parts in (1, 4):
+    for parts, noise in ((1, 0.5), (4, 0.5), (1, 0.0)):
         options: dict[str, Any] = {"gradient_accumulation": parts, "optimizer": "sgd", "decoder": {"dropout": 0.0}}
-        trainer = trainer_of(epochs=1, steps_per_epoch=3, text_noise=0.5, **options)
+        trainer = trainer_of(epochs=1, steps_per_epoch=3, text_noise=noise, **options)
         found.append(trainer.fit().decoder.state_dict())
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)
+    name = "cosine_proj.weight"
+    assert (found[0][name] - found[2][name]).norm() > 100 * (found[0][name] - found[1][name]).norm()
 
 
 def test_noise() -> None:

@@ -26,7 +26,6 @@ from zsmld.baseline.classifier import (
     class_embeddings,
     classifier_model,
     last_layer,
-    reachable,
     read_class_names,
     read_classifier,
 )
@@ -37,6 +36,7 @@ from zsmld.decoder import TrainingFreeScorer
 from zsmld.decoder.training_free import Descriptions, Standardization, Views
 from zsmld.images import ImageEncoder, load_image
 from zsmld.images.open_clip_tower import check_open_clip
+from zsmld.images.weights import reachable
 from zsmld.model import ZeroShotClassifier
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_templates

@@ -1,8 +1,7 @@
 """What ConSE needs of a classifier: its last linear layer, and its classes' names as embeddings."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsmld.images.timm_body import load_timm_checkpoint
+from zsmld.images.weights import reachable
 from zsmld.text import TextEncoder
 from zsmld.vocabulary import DEFAULT_TEMPLATES, check_templates
 
@@ -170,34 +170,3 @@ def class_embeddings(
         found = dict(zip(words, text_encoder.encode_words(words, check_templates(templates)), strict=True))
     means = torch.stack([torch.stack([found[word] for word in synonyms]).mean(0) for synonyms in class_names])
     return F.normalize(means, dim=1)  # (K,T)
-
-
-@contextmanager
-def reachable(spec: str) -> Iterator[None]:
-    """Say what to do where weights are not on this machine and cannot be downloaded."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # open_clip, timm, transformers and the Hub's client each have their own kind; a missing file of the user's is
-        # a plain FileNotFoundError and says what it is.
-        texts = ("download", "Hub", "connect", "huggingface", "urlopen", "offline")
-        if type(error) is FileNotFoundError or not any(text in str(error) for text in texts):
-            raise
-        kind, _, name = spec.partition(":")
-        local = {
-            "timm": "a weights file in image_encoder's checkpoint_path, or a local folder timm:FOLDER",
-            "open_clip": f"a weights file, clip:{_with_activation(name)}/FILE, or a local folder, clip:FOLDER",
-        }.get(kind, f"a local folder, {kind}:FOLDER")
-        raise FileNotFoundError(
-            f"weights of {spec} must be on this machine or be downloaded, they are not here and the download failed "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}…); connect to the network, or give {local}"
-        ) from error
-
-
-def _with_activation(name: str) -> str:
-    """The architecture to name a weights file with: for some weights (OpenAI's) a tag implies another activation."""
-    import open_clip
-
-    arch, _, weights = name.partition("/")
-    quick = (open_clip.get_pretrained_cfg(arch, weights) or {}).get("quick_gelu", False)
-    return f"{arch}-quickgelu" if quick and f"{arch}-quickgelu" in open_clip.list_models() else arch

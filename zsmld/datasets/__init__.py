@@ -163,15 +163,18 @@ def _prepared(
     split: Split,
     root: str | Path | None = None,
     partition: str | Path | None = None,
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+    templates: tuple[str, ...] | str = DEFAULT_TEMPLATES,
     keep_unlabelled: bool = True,
     exclude_unseen_images: bool = False,
     val_fraction: float | None = None,
     seed: int = 0,
+    descriptions: str | Path | None = None,
 ) -> IndexedDataset:
     """An index that `zsmld prepare` wrote; the arguments are those of `Index.open` and `Index.dataset`."""
     index = Index.open(path, root)
-    return index.dataset(split, partition, templates, keep_unlabelled, exclude_unseen_images, val_fraction, seed)
+    return index.dataset(
+        split, partition, templates, keep_unlabelled, exclude_unseen_images, val_fraction, seed, descriptions
+    )
 
 
 DATASETS: dict[str, Callable[..., Any]] = {

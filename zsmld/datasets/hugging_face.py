@@ -17,7 +17,7 @@ from zsmld.datasets.partition import read_partition
 from zsmld.datasets.rows import apply_policies, check_split, share_of_training
 from zsmld.datasets.table import guess_separator, indicator, split_words
 from zsmld.images import load_image
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, read_descriptions
 
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo")
 _WORD_COLUMNS = ("labels", "label", "tags", "words", "keywords", "classes", "categories")
@@ -39,7 +39,8 @@ class HuggingFaceDataset:
         separator: between the words of a text; default the one of | ; , that occurs, if only one does.
         words: the vocabulary, in order; default the names of the ClassLabel, or every word that occurs, sorted.
         partition: JSON file {"seen": […], "unseen": […]}; a partition inside a larger file is named "FILE#KEY".
-        templates: prompt sentences of the vocabulary.
+        templates: prompt sentences of the vocabulary, or the name of a set of them.
+        descriptions: a JSON file of sentences about some of the words, see `zsmld.vocabulary.read_descriptions`.
         keep_unlabelled: keep images with none of the words.
         exclude_unseen_images: drop training images that show an unseen word.
         val_fraction: share of the training images that is "val", in [0,1), drawn with `seed`; default the dataset's own
@@ -72,12 +73,14 @@ class HuggingFaceDataset:
         separator: str | None = None,
         words: list[str] | None = None,
         partition: str | Path | None = None,
-        templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+        templates: tuple[str, ...] | str = DEFAULT_TEMPLATES,
         keep_unlabelled: bool = True,
         exclude_unseen_images: bool = False,
         val_fraction: float | None = None,
         seed: int = 0,
+        descriptions: str | Path | None = None,
     ) -> None:
+        described = None if descriptions is None else read_descriptions(descriptions)
         check_split(split, val_fraction)
         if partition is not None and words is not None:
             raise ValueError(
@@ -110,9 +113,9 @@ class HuggingFaceDataset:
         names = read[0][2] or tuple(sorted(word.unique()))
         if partition is not None:
             seen, unseen = read_partition(partition)
-            self.vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates)
+            self.vocabulary = Vocabulary([*seen, *unseen], seen, templates, described)
         else:
-            self.vocabulary = Vocabulary(names if words is None else words, templates=templates)
+            self.vocabulary = Vocabulary(names if words is None else words, None, templates, described)
         label = pd.Index(self.vocabulary.words).get_indexer(word)
         targets = indicator(rows[label >= 0], label[label >= 0], (sum(lengths), len(self.vocabulary)))
         unknown = word[label < 0].value_counts()

@@ -33,7 +33,7 @@ from zsmld.datasets.rows import (
 )
 from zsmld.images import load_image
 from zsmld.protocols import Protocol
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words, read_descriptions
 
 Split = Literal["train", "val", "test", "all"]
 MissingImages = Literal["error", "drop"]
@@ -164,11 +164,12 @@ class Index:
         self,
         split: Split,
         partition: str | Path | None = None,
-        templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+        templates: tuple[str, ...] | str = DEFAULT_TEMPLATES,
         keep_unlabelled: bool = True,
         exclude_unseen_images: bool = False,
         val_fraction: float | None = None,
         seed: int = 0,
+        descriptions: str | Path | None = None,
     ) -> IndexedDataset:
         """One split under one partition of the words.
 
@@ -178,12 +179,13 @@ class Index:
             split: "train", "val", "test", or "all" images.
             partition: name of a known one, or a JSON file {"seen": […], "unseen": […]} ("FILE#KEY" for one inside a
                 larger file); default the first known one.
-            templates: prompt sentences of the vocabulary.
+            templates: prompt sentences of the vocabulary, or the name of a set of them.
             keep_unlabelled: keep images with none of the partition's words, seen or unseen. To drop test images with
                 none of the *ranked* words is the policy of that name of a `Protocol`.
             exclude_unseen_images: drop training images that show an unseen word.
             val_fraction: share of the training images that is "val", in [0,1), drawn with `seed`; default the
                 download's own validation images, if it has any.
+            descriptions: a JSON file of sentences about some of the words, see `zsmld.vocabulary.read_descriptions`.
 
         Returns:
             An `IndexedDataset`, whose manifest counts what each policy took away.
@@ -193,7 +195,8 @@ class Index:
             ValueError: for an unknown split or partition, or if no image is left.
         """
         name, seen, unseen = self._partition(partition)
-        vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates)
+        described = None if descriptions is None else read_descriptions(descriptions)
+        vocabulary = Vocabulary([*seen, *unseen], seen=seen, templates=templates, descriptions=described)
         rows = self._rows_of_split(split, val_fraction, seed)
         targets = select_columns(self.targets[rows], np.array([self._labels[word] for word in vocabulary], np.int64))
         kept = np.ones(len(rows), bool)

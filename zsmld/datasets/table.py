@@ -78,13 +78,14 @@ def table(
     separator: str | None = None,
     words: list[str] | None = None,
     partition: str | Path | None = None,
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+    templates: tuple[str, ...] | str = DEFAULT_TEMPLATES,
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
     missing_images: MissingImages = "drop",
     keep_unlabelled: bool = True,
     exclude_unseen_images: bool = False,
+    descriptions: str | Path | None = None,
 ) -> IndexedDataset:
     """A table of images and their words, read by `read_table`, whose arguments have the same meaning here.
 
@@ -100,13 +101,14 @@ def table(
         words: the vocabulary, in order; default every word of the table, sorted.
         partition: JSON file {"seen": […], "unseen": […]}; a partition inside a larger file is named "FILE#KEY". Its
             words are the vocabulary; a word that no row has is an empty column.
-        templates: prompt sentences of the vocabulary.
+        templates: prompt sentences of the vocabulary, or the name of a set of them.
         val_fraction: of `read_table`.
         test_fraction: of `read_table`.
         seed: of `read_table`.
         missing_images: "drop" uses the images that are there, "error" refuses a table that names others.
         keep_unlabelled: keep images with none of the partition's words.
         exclude_unseen_images: drop training images that show an unseen word.
+        descriptions: a JSON file of sentences about some of the words, see `zsmld.vocabulary.read_descriptions`.
 
     Raises:
         FileNotFoundError: if the table, its images' folder or the partition does not exist.
@@ -139,7 +141,9 @@ def table(
         change = "the values of its split column" if by_column else f"val_fraction and test_fraction{without}"
         why = f"none of {len(index)}" if not listed else f"{listed} without an image on disk"
         raise ValueError(f"split {split!r} of {path} must have rows, got {why}; change {change}")
-    dataset = index.dataset(split, partition, templates, keep_unlabelled, exclude_unseen_images)
+    dataset = index.dataset(
+        split, partition, templates, keep_unlabelled, exclude_unseen_images, descriptions=descriptions
+    )
     dataset.manifest["unknown_words"] = index.manifest["unknown_words"]
     _warn(path, index, partition)
     return dataset

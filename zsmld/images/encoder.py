@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zsmld.images.open_clip_tower import check_open_clip, create_open_clip, encode_open_clip
 from zsmld.images.timm_body import check_timm, create_timm, encode_timm, load_timm_checkpoint, positions_of
 from zsmld.images.transform import ImageTransform, Resize
+from zsmld.images.weights import reachable
 
 # These mix several scales or drop the map before their last layer: there is no (B,S,C) to attend to.
 _NO_MAP = ("pit_", "crossvit_", "coat_")
@@ -98,10 +99,16 @@ class ImageEncoder(nn.Module):
         self.spec, self.stage, self.model_kwargs = spec, stage, dict(model_kwargs or {})
         self.projected, self.value_path, self.global_token = projected, value_path, global_token
         self.num_global_tokens = int(global_token)
-        if kind == "timm":
-            own = self._build_timm(name, pretrained, image_size, checkpoint_path)
-        else:
-            own = self._build_open_clip(name, pretrained, image_size)
+        if kind == "open_clip" and checkpoint_path is not None:
+            raise ValueError(
+                f"checkpoint_path must be None with open_clip, got {checkpoint_path}; name the file in the spec, as "
+                f"open_clip:ARCH/FILE"
+            )
+        with reachable(spec):
+            if kind == "timm":
+                own = self._build_timm(name, pretrained, image_size, checkpoint_path)
+            else:
+                own = self._build_open_clip(name, pretrained, image_size)
         self.transform = ImageTransform(
             image_size=own["image_size"],
             mean=tuple(mean or own["mean"]),

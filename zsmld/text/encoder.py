@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsmld.images.weights import reachable
 from zsmld.text.cache import EmbeddingCache
 from zsmld.text.networks import MINILM_SHA256, OpenClipText, SentenceEncoder, minilm
 from zsmld.text.word_vectors import WordVectors
@@ -171,7 +172,8 @@ class TextEncoder:
 
     @cached_property
     def _backend(self) -> "_Backend":
-        return _BACKENDS[self._kind](self._name, self.device, self.pretrained)
+        with reachable(self.spec):
+            return _BACKENDS[self._kind](self._name, self.device, self.pretrained)
 
     @cached_property
     def _cache(self) -> EmbeddingCache | None:

@@ -93,8 +93,7 @@ class Trainer:
         compile: run the network through `torch.compile`; pays on GPUs after some minutes.
         fsdp: shard weights, averages and optimiser over the processes, for large image encoders.
         standardize_words: centre and scale word embeddings by the training words' statistics.
-        calibrate_prior: before the first step, set the scales, bias and temperature of the head's prior on training
-            images, by the labels of the trained words.
+        calibrate_prior: before the first step, set scales, bias and temperature of the head's prior on training images.
         teacher_words: other words in each step, with the prior's opinions as targets: its classes, or `teacher_list`.
         teacher_weight: of their binary cross-entropy.
         teacher_list: for a prior without a classifier, a file with one word a line; unseen words are left out.
@@ -323,6 +322,7 @@ class Trainer:
             distillation=self.distillation,
             augmentation=self.augmentation,
             image_augmentation=self.image_augmentation,
+            text_noise=self.text_noise,
             seed=self.seed,
         )
         order = Order(rows_with(dataset.targets, self._words.labels), self.batch_size, self.seed)

@@ -194,7 +194,7 @@ def _images(dataset: Any) -> str:
     ids = getattr(dataset, "ids", None)
     of_ids = "" if ids is None else f", ids {ids_digest(ids)[:16]}"
     if hasattr(dataset, "sentences"):  # ids are lines of a file, which may have changed
-        of_ids += f", text {_digest(json.dumps(list(map(dataset.texts, range(len(dataset))))).encode())[:16]}"
+        of_ids += f", text {_digest(json.dumps([dataset.sentences, dataset.texts(0)]).encode())[:16]}"
     targets = dataset.targets
     labels = _digest(*(part.tobytes() for part in (targets.indptr, targets.indices, targets.data)))
     return f"{dataset.name}, {dataset.split}, {len(dataset)} images{of_ids}, labels {labels[:16]}"

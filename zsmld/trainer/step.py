@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets.loader import Batch, load_batches
 from zsmld.decoder import MLDecoder
-from zsmld.features import FeatureDataset
+from zsmld.features import FeatureDataset, add_text_noise
 from zsmld.images import ImageAugmentation
 from zsmld.losses import Loss
 from zsmld.model import ZeroShotClassifier
@@ -43,6 +43,7 @@ class Step:
         distillation: weight of the distance from what the frozen encoder itself says of the whole image.
         augmentation: of the queries.
         image_augmentation: of the images.
+        text_noise: length of the noise on sentences.
         seed: of both.
     """
 
@@ -60,6 +61,7 @@ class Step:
     distillation: float
     augmentation: QueryAugmentation
     image_augmentation: ImageAugmentation
+    text_noise: float
     seed: int
 
     def batches(
@@ -72,7 +74,11 @@ class Step:
         """
         rows, seeds = (np.concatenate(part) for part in zip(*shares, strict=True))
         transform = self.model.image_encoder.transform
-        for batch in load_batches(dataset, transform, batch_size, rows, num_workers, self.image_augmentation, seeds):
+        batches = load_batches(dataset, transform, batch_size, rows, num_workers, self.image_augmentation, seeds)
+        for start, batch in zip(range(0, len(rows), batch_size), batches, strict=True):
+            if self.text_noise:  # then they are sentences, and each of them is there
+                own = seeds[start : start + batch_size].tolist()
+                batch.inputs = add_text_noise(batch.inputs, self.text_noise, own)
             if not len(batch) and self.accelerator.num_processes > 1:
                 size = (3, transform.image_size, transform.image_size)
                 shape = dataset.spatial_embeddings.shape[1:] if isinstance(dataset, FeatureDataset) else size
