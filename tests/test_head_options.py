@@ -14,7 +14,7 @@ from zsmld import ImageEncoder, MLDecoder, TextEncoder, Trainer, Vocabulary, Zer
 from zsmld.decoder import TrainingFreeScorer, build_decoder, join_words
 from zsmld.features import FeatureDataset
 from zsmld.losses import build_loss
-from zsmld.trainer.knowledge import Teacher, calibrate_prior, opinions
+from zsmld.trainer.knowledge import Teacher, calibrate_prior, candidate_similarities, opinions
 
 C, T, D, K = 6, 5, 16, 7
 
@@ -286,8 +286,7 @@ def trainer(parts, decoder=None, **options):
 @pytest.mark.parametrize("name", ["asymmetric", "binary_cross_entropy"])
 def test_a_calibrated_prior_is_where_training_would_leave_it(parts, name):
     """No gradient is left. (The asymmetric loss's value may still fall: its focusing weights have no gradient.)"""
-    encoder, text, dataset, scorer = parts
-    decoder = MLDecoder(encoder.encoder_dim, text_dim=T, decoder_dim=D, num_global_tokens=1, num_heads=2, prior=scorer)
+    _, text, dataset, scorer = parts
     words, targets = text.encode_words(dataset.vocabulary.seen), dataset.targets.toarray()[:, :5]
 
     def gradients():
@@ -297,7 +296,9 @@ def test_a_calibrated_prior_is_where_training_would_leave_it(parts, name):
         return torch.cat([scorer.scale.grad, scorer.bias.grad[None]]).abs().max()
 
     before = gradients()
-    calibrate_prior(decoder, dataset.spatial_embeddings, words, targets, build_loss(name))
+    candidates = candidate_similarities(scorer, dataset.spatial_embeddings.split(16), words)
+    assert list(candidates) == [0.5, 1.0, 2.0, 3.0, 4.0]
+    calibrate_prior(scorer, candidates, targets, build_loss(name))
     assert gradients() < 1e-3 < before
 
 

@@ -23,8 +23,9 @@ import yaml
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from zsmld import ImageEncoder, Trainer, Vocabulary, ZeroShotClassifier, build_dataset, create_model
+from zsmld import ImageEncoder, MLDecoder, Trainer, Vocabulary, ZeroShotClassifier, build_dataset, create_model
 from zsmld.augmentation import QueryAugmentation
+from zsmld.decoder import TrainingFreeScorer
 from zsmld.features import FeatureCache
 from zsmld.losses import build_loss
 from zsmld.trainer import TrainingStopped
@@ -145,6 +146,25 @@ def accumulated(vectors: Path, folder: Path) -> dict[str, Any]:
     return run(model_of(vectors), Pictures(32), augmentation=ALL_FIVE, **options)
 
 
+def knowing(vectors: Path, folder: Path) -> dict[str, Any]:
+    """A head with a prior that is calibrated and teaches, distillation, two parts a step; process 1 reads nothing."""
+    return run(knowing_model(vectors), Pictures(32, bad=rows_of_process(1, 0)), **KNOWING)
+
+
+KNOWING = {"freeze_image_encoder": True, "teacher_words": 4, "distillation": 0.5, "gradient_accumulation": 2}
+
+
+def knowing_model(vectors: Path) -> ZeroShotClassifier:
+    """A tiny model whose head has a prior."""
+    plain = model_of(vectors)
+    encoder, random = plain.image_encoder, torch.Generator().manual_seed(0)
+    prior = TrainingFreeScorer(encoder.encoder_dim, plain.decoder.text_dim, num_classes=9)
+    sizes = ((9, encoder.encoder_dim), (9,), (9, plain.decoder.text_dim))
+    prior.set_classes(*(torch.randn(*size, generator=random) for size in sizes))
+    options = plain.decoder.config() | {"output": "cosine", "prior": prior, "word_reach": 0.5}
+    return ZeroShotClassifier(encoder, MLDecoder(**options), plain.text_encoder).eval()
+
+
 def unused(vectors: Path, folder: Path) -> dict[str, Any]:
     """An encoder with parameters that the map does not need."""
     return run(model_of(vectors, "test_convnext", 64), Pictures(64), epochs=1)
@@ -252,7 +272,19 @@ def small_shards() -> Iterator[None]:
 SCENARIOS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     scenario.__name__: scenario
     for scenario in (
-        *(head, head_sum, whole, whole_sum, accumulated, unused, cached, sharded, sharded_head, sharded_resumed),
+        *(
+            head,
+            head_sum,
+            whole,
+            whole_sum,
+            accumulated,
+            knowing,
+            unused,
+            cached,
+            sharded,
+            sharded_head,
+            sharded_resumed,
+        ),
         *(sharded_then_alone, uninterrupted, resumed, batch_statistics, other_weights, other_weights_sharded),
     )
 }
@@ -302,7 +334,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: floa
 
 
 @pytest.mark.parametrize(
-    "name", ["head", "head_sum", "whole", "whole_sum", "accumulated", "unused", "cached", "other_weights"]
+    "name", ["head", "head_sum", "whole", "whole_sum", "accumulated", "knowing", "unused", "cached", "other_weights"]
 )
 def test_two_processes_are_one_with_the_doubled_batch(name: str, two: Path, vectors_path: Path, tmp_path: Path) -> None:
     alone = SCENARIOS[name](vectors_path, tmp_path)

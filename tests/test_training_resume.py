@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zsmld import ImageEncoder, Trainer, Vocabulary, ZeroShotClassifier, create_model
 from zsmld.augmentation import QueryAugmentation
+from zsmld.decoder import MLDecoder, TrainingFreeScorer
 from zsmld.features import FeatureCache
 from zsmld.images import ImageAugmentation
 from zsmld.trainer import TrainingStopped
@@ -30,6 +31,7 @@ from zsmld.trainer.devices import build_accelerator
 from zsmld.trainer.selection import Selection
 from zsmld.trainer.step import Step
 from zsmld.trainer.weights import Weights
+from zsmld.trainer.words import rows_with
 
 WORDS = ("dog", "cat", "red car", "beach", "boat", "tree")
 STEPS = 12  # of each training here: three epochs of four
@@ -76,8 +78,16 @@ def signal_at(visit: int, number: int = signal.SIGTERM) -> Change:
     return send
 
 
-def model_of(vectors: Path, encoder: str = "test_resnet", **decoder: Any) -> ZeroShotClassifier:
+def model_of(vectors: Path, encoder: str = "test_resnet", prior: bool = False, **decoder: Any) -> ZeroShotClassifier:
     """A tiny model, with dropout and batch statistics."""
+    if prior:
+        plain = model_of(vectors, encoder, **decoder)
+        dims = plain.image_encoder.encoder_dim, plain.decoder.text_dim
+        scorer, random = TrainingFreeScorer(*dims, num_classes=9), torch.Generator().manual_seed(0)
+        shapes = ((9, dims[0]), (9,), (9, dims[1]))
+        scorer.set_classes(*(torch.randn(*shape, generator=random) for shape in shapes))
+        head = MLDecoder(**plain.decoder.config() | {"prior": scorer, "word_reach": 0.5})
+        return ZeroShotClassifier(plain.image_encoder, head, plain.text_encoder).eval()
     torch.manual_seed(0)
     options = {"decoder_dim": 32, "num_heads": 4, "feedforward_dim": 64, "dropout": 0.2} | decoder
     image_encoder = ImageEncoder(f"timm:{encoder}", pretrained=False, image_size=32)
@@ -101,16 +111,17 @@ FROZEN = {
     "optimizer": "sgd",
     "schedule": "cosine",
 }
+KNOWING = {"freeze_image_encoder": True, "teacher_words": 4, "distillation": 0.5, "prior": True}
 PARTLY = {**AUGMENTED, "freeze_image_encoder": ("conv1", "layer1"), "optimizer": "lamb", "ema_decay": 0.0}
 
 
 def trainer_of(vectors: Path, output: Path | None, data: Any = None, **options: Any) -> Trainer:
     """A training of three epochs of four steps, of which every third is followed by a checkpoint."""
-    encoder = options.pop("encoder", "test_resnet")
+    encoder, prior = options.pop("encoder", "test_resnet"), options.pop("prior", False)
     settings = {"epochs": 3, "steps_per_epoch": 4, "batch_size": 4, "lr": 1e-3, "ema_decay": 0.9, "device": "cpu"}
     settings |= {"val_dataset": Pictures(seed=1), "holdout_words": 0.25, "log_every": 5, "checkpoint_every": 3}
     data = Pictures(bad=(3,)) if data is None else data
-    return Trainer(model_of(vectors, encoder), data, output=output, **(settings | options))
+    return Trainer(model_of(vectors, encoder, prior), data, output=output, **(settings | options))
 
 
 def without_speed(record: dict[str, Any]) -> dict[str, Any]:
@@ -191,6 +202,15 @@ def test_a_signal_in_mid_epoch_changes_no_bit(
     resumed.fit(resume=True)
     assert_same_bits(outcome(resumed), whole(**options))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_prior_that_is_calibrated_and_teaches_goes_on(whole: Any, vectors_path: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(vectors_path, None, **KNOWING)
+    calibrating = len(rows_with(trainer.dataset.targets, trainer._words.labels))  # it reads them once before
+    stop_by_signal(vectors_path, tmp_path, calibrating + 6, **KNOWING)
+    resumed = trainer_of(vectors_path, tmp_path, **KNOWING)
+    resumed.fit(resume=True)
+    assert_same_bits(outcome(resumed), whole(**KNOWING))
 
 
 def test_a_signal_that_comes_with_an_epoch_s_last_step_changes_no_bit(

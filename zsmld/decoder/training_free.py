@@ -243,8 +243,13 @@ class TrainingFreeScorer(nn.Module):
             )
         return self.decode(spatial_embeddings, *self.word_queries(word_embeddings, mask))
 
-    def image_views(self, spatial_embeddings: Tensor) -> Tensor:
-        """Spatial embeddings (B,S,C) -> unit views (B,V,T), the global one first; all that the words need to know."""
+    def image_views(self, spatial_embeddings: Tensor, temperature: float | None = None) -> Tensor:
+        """Spatial embeddings (B,S,C) -> unit views (B,V,T), the global one first; all that the words need to know.
+
+        Args:
+            spatial_embeddings: (B,S,C).
+            temperature: of the classifier, instead of the scorer's.
+        """
         if spatial_embeddings.ndim != 3 or spatial_embeddings.shape[2] != self.encoder_dim:
             raise ValueError(
                 f"spatial_embeddings must be (B, S, {self.encoder_dim}) to fit encoder_dim={self.encoder_dim}, "
@@ -253,7 +258,7 @@ class TrainingFreeScorer(nn.Module):
         spatial_embeddings = self.with_global(spatial_embeddings)  # (B,V,C)
         if self.output == "clip":
             return self._unit(spatial_embeddings)  # (B,V,T)
-        probabilities = self.class_probabilities(spatial_embeddings)  # (B,V,K)
+        probabilities = self.class_probabilities(spatial_embeddings, temperature)  # (B,V,K)
         if self.top_classes is not None and self.top_classes < probabilities.shape[2]:
             best = probabilities.topk(self.top_classes, dim=2)
             probabilities = torch.zeros_like(probabilities).scatter(2, best.indices, best.values)

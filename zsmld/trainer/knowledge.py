@@ -1,5 +1,7 @@
 """What a head takes over from a prior: how far to trust it, and what it has to say about other words."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +10,13 @@ import torch
 from torch import Tensor
 
 from zsmld.datasets.loader import load_batches
-from zsmld.decoder import MLDecoder, TrainingFreeScorer
+from zsmld.decoder import TrainingFreeScorer
 from zsmld.losses import Loss, binary_cross_entropy
 from zsmld.metrics import average_precision, mean_average_precision
 from zsmld.model import ZeroShotClassifier
 
 _MOST_IMAGES = 2048  # three numbers and a temperature need no more
-_TEMPERATURES = (1.0, 2.0, 3.0, 4.0)
+_TEMPERATURES = (0.5, 1.0, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,42 @@ def opinions(prior: TrainingFreeScorer, spatial_embeddings: Tensor, words: Tenso
 
 
 @torch.no_grad()
-def spatial_embeddings_of(
-    model: ZeroShotClassifier, dataset: Any, rows: np.ndarray, device: torch.device, batch_size: int, num_workers: int
-) -> tuple[Tensor, np.ndarray]:
-    """Spatial embeddings (M,S,C) of at most 2,048 of these rows, evenly spread, and which rows they are."""
+def spatial_batches(
+    model: ZeroShotClassifier, dataset: Any, rows: np.ndarray, device: torch.device, num_workers: int
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Spatial embeddings (B,S,C) of at most 2,048 of these rows, evenly spread, and which rows they are."""
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(_MOST_IMAGES, len(rows))).astype(int))]
-    found, kept = [], []
-    for batch in load_batches(dataset, model.image_encoder.transform, batch_size, rows, num_workers=num_workers):
+    for batch in load_batches(dataset, model.image_encoder.transform, 64, rows, num_workers=num_workers):
         if len(batch):
             inputs = batch.inputs.to(device)
-            found.append(model.image_encoder(inputs) if inputs.ndim == 4 else inputs.float())
-            kept.append(batch.rows.numpy())
-    if not found:
-        raise ValueError("dataset must have readable images to calibrate the prior, none could be read; correct paths")
-    return torch.cat(found), np.concatenate(kept)
+            yield model.image_encoder(inputs) if inputs.ndim == 4 else inputs.float(), batch.rows.numpy()
 
 
 @torch.no_grad()
-def calibrate_prior(decoder: MLDecoder, spatial: Tensor, words: Tensor, targets: np.ndarray, loss: Loss) -> None:
+def candidate_similarities(
+    prior: TrainingFreeScorer, batches: Iterable[Tensor], words: Tensor
+) -> dict[float | None, Tensor]:
+    """Similarities (M,N,1|2) of words (N,T) or (N,K,T) under each temperature that a classifier could have.
+
+    Args:
+        prior: of a head.
+        batches: of spatial embeddings (B,S,C), read once.
+        words: on their device.
+
+    Returns:
+        By temperature; {None: …} for a prior without a classifier.
+    """
+    compiled, found = prior.word_queries(words), defaultdict[float | None, list[Tensor]](list)
+    for spatial in batches:
+        for temperature in _TEMPERATURES if prior.output == "conse" else (None,):
+            found[temperature].append(prior.similarities(prior.image_views(spatial, temperature), *compiled))
+    return {temperature: torch.cat(parts) for temperature, parts in found.items()}
+
+
+@torch.no_grad()
+def calibrate_prior(
+    prior: TrainingFreeScorer, candidates: dict[float | None, Tensor], targets: np.ndarray, loss: Loss
+) -> None:
     """Set a prior's scales and bias where training would leave them, and choose the temperature of its classifier.
 
     The prior has not been trained on these images, so its mAP of the trained words on them says which temperature is
@@ -88,30 +108,24 @@ def calibrate_prior(decoder: MLDecoder, spatial: Tensor, words: Tensor, targets:
     where the prior is.
 
     Args:
-        decoder: with a prior.
-        spatial: (M,S,C) of training images.
-        words: (N,T) or (N,K,T) of the trained words.
+        prior: of a head.
+        candidates: of `candidate_similarities`, for training images and trained words.
         targets: (M,N) in {1, 0, −1}.
         loss: of logits and targets (M,N), summed.
     """
-    prior = decoder.prior
-    assert prior is not None
-    expected, compiled = torch.from_numpy(targets).to(words.device), prior.word_queries(words)
-    best: tuple[float, float | None, Tensor, Tensor, Tensor] | None = None
-    for temperature in _TEMPERATURES if prior.output == "conse" else (None,):
-        if temperature is not None:
-            prior.temperature.fill_(temperature)
-        pairs = torch.cat([prior.similarities(prior.image_views(part), *compiled) for part in spatial.split(64)])
+    best: tuple[float, float | None, Tensor, Tensor] | None = None
+    for temperature, pairs in candidates.items():
+        expected = torch.from_numpy(targets).to(pairs.device)
         # In units of the similarities' own deviation: a search that starts anywhere else takes too large steps.
         spread = pairs.flatten(0, 1).std(0).clamp(min=1e-6)  # (1|2,)
-        start = _lowest(pairs / spread, expected, binary_cross_entropy)  # (3,), where there is exactly one lowest point
+        start = _lowest(pairs / spread, expected, binary_cross_entropy)  # where there is exactly one lowest point
         logits = pairs @ (start[:-1] / spread) + start[-1]  # (M,N)
         quality = mean_average_precision(average_precision(logits.cpu().numpy(), targets), "skip")
         if best is None or quality > best[0]:
-            best = quality, temperature, pairs, spread, start
+            best = quality, temperature, spread, start
     assert best is not None  # there is at least one candidate
-    _, temperature, pairs, spread, start = best
-    settled = _settled(pairs / spread, expected, loss, start)  # (3,)
+    _, temperature, spread, start = best
+    settled = _settled(candidates[temperature] / spread, expected, loss, start)
     if temperature is not None:
         prior.temperature.fill_(temperature)
     prior.scale.copy_(settled[:-1] / spread)
@@ -119,7 +133,7 @@ def calibrate_prior(decoder: MLDecoder, spatial: Tensor, words: Tensor, targets:
 
 
 def _gradient(parameters: Tensor, pairs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Mean loss and its gradient at scales and bias (3,), of pairs (M,N,2) -> targets (M,N)."""
+    """Mean loss and its gradient at scales and bias (2|3,), of pairs (M,N,2) -> targets (M,N)."""
     given = parameters.detach().requires_grad_()
     with torch.enable_grad():
         value = loss(pairs @ given[:-1] + given[-1], targets) / len(pairs)
@@ -128,7 +142,7 @@ def _gradient(parameters: Tensor, pairs: Tensor, targets: Tensor, loss: Loss) ->
 
 
 def _lowest(pairs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    """Scales and bias (3,) with the lowest value of a convex loss."""
+    """Scales and bias (2|3,) with the lowest value of a convex loss."""
     from scipy.optimize import minimize
 
     def at(parameters: np.ndarray) -> tuple[float, np.ndarray]:
@@ -140,7 +154,7 @@ def _lowest(pairs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
 
 
 def _settled(pairs: Tensor, targets: Tensor, loss: Loss, start: Tensor) -> Tensor:
-    """Scales and bias (3,) where descent by the training's own loss comes to rest.
+    """Scales and bias (2|3,) where descent by the training's own loss comes to rest.
 
     That is not where its value is lowest: the focusing weights of the asymmetric loss have no gradient.
     """

@@ -1,17 +1,25 @@
 """What stands before the first step: words become embeddings, and a frozen encoder's images become features."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zsmld.datasets import dense_targets
-from zsmld.decoder import MLDecoder
+from zsmld.decoder import MLDecoder, TrainingFreeScorer
 from zsmld.features import FeatureDataset, encode_sentences
 from zsmld.losses import Loss
 from zsmld.trainer.captions import Captions, build_captions
-from zsmld.trainer.knowledge import Teacher, calibrate_prior, opinions, spatial_embeddings_of
+from zsmld.trainer.knowledge import (
+    Teacher,
+    calibrate_prior,
+    candidate_similarities,
+    opinions,
+    spatial_batches,
+)
 from zsmld.trainer.selection import Selection
 from zsmld.trainer.words import TrainingWords, rows_with
 
@@ -61,22 +69,39 @@ def prepare_prior(
     decoder = trainer.model.decoder
     if not isinstance(decoder, MLDecoder) or decoder.prior is None or embeddings is None:
         return None
+    if not (trainer.calibrate_prior or trainer.teacher_words):
+        return None
     prior, rows = decoder.prior, rows_with(dataset.targets, words.labels)
-    spatial, rows = spatial_embeddings_of(trainer.model, dataset, rows, device, 64, trainer.num_workers)  # (M,S,C)
+    taught, kept, shares = _taught(trainer, prior, device), [], []
+
+    def batches() -> Iterator[Tensor]:
+        for spatial, part in spatial_batches(trainer.model, dataset, rows, device, trainer.num_workers):
+            kept.append(part)
+            if taught is not None:
+                shares.append(opinions(prior, spatial, taught, torch.arange(len(taught))).sum(0))  # (K,)
+            yield spatial
+
+    candidates = candidate_similarities(prior, batches(), embeddings)
+    if not kept:
+        raise ValueError("dataset must have readable images to calibrate the prior on, got none; correct their paths")
     if trainer.calibrate_prior:
-        calibrate_prior(decoder, spatial, embeddings, dense_targets(dataset, words.labels)[rows], loss)
+        calibrate_prior(prior, candidates, dense_targets(dataset, words.labels)[np.concatenate(kept)], loss)
+    if taught is None:
+        return None
+    share = torch.stack(shares).sum(0)
+    # Half of the draw goes to what is in the images, half to everything.
+    share = share / share.sum() + 1 / len(share)
+    return Teacher(prior, taught, share, trainer.teacher_words, trainer.teacher_weight, trainer.seed)
+
+
+def _taught(trainer: "Trainer", prior: TrainingFreeScorer, device: torch.device) -> Tensor | None:
+    """Embeddings (K,T) of the words that a teacher has an opinion of."""
     if not trainer.teacher_words:
         return None
     if prior.output == "conse":
-        taught = prior.class_embeddings
-    else:
-        encoder = trainer.text_encoder or trainer.model.build_text_encoder(trainer.device)
-        taught = encoder.encode_words(_teacher_list(trainer), trainer.dataset.vocabulary.templates).to(device)  # (K,T)
-    labels = torch.arange(len(taught), device=device)
-    shares = torch.stack([opinions(prior, part, taught, labels).mean(0) for part in spatial.split(64)]).mean(0)  # (K,)
-    # Half of the draw goes to what is in the images, half to everything.
-    shares = shares / shares.sum() + 1 / len(shares)
-    return Teacher(prior, taught, shares, trainer.teacher_words, trainer.teacher_weight, trainer.seed)
+        return prior.class_embeddings
+    encoder = trainer.text_encoder or trainer.model.build_text_encoder(trainer.device)
+    return encoder.encode_words(_teacher_list(trainer), trainer.dataset.vocabulary.templates).to(device)
 
 
 def _teacher_list(trainer: "Trainer") -> list[str]:
