@@ -16,6 +16,7 @@ import argparse
 import copy
 import json
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ DECODER: dict[str, Any] = {"decoder_dim": 256, "feedforward_dim": 512}
 BEST: dict[str, Any] = {"decoder": {"output": "cosine", "word_reach": 0.5}, "prior": {}}
 PLAIN: dict[str, Any] = {"decoder": {"output": "shared"}, "trainer": {"lr": 2e-3, "epochs": 16}, "global_token": False}
 COSINE: dict[str, Any] = {"decoder": {"output": "cosine"}, "trainer": {"lr": 2e-3, "epochs": 16}}
-PLAIN_768: dict[str, Any] = {  # the settings of evaluation/coco_photos_zsl.py
-    "decoder": {"output": "shared", "decoder_dim": 768, "feedforward_dim": 2048},
-    "trainer": {"lr": 3e-4, "epochs": 20, "ema_decay": 0.99, "max_grad_norm": 0.0},
-    "global_token": False,
+# The cosine head that learns from a teacher, whose opinion is then not heard; and the scores of both, fused.
+TAUGHT: dict[str, Any] = {
+    "decoder": {"output": "cosine", "temperature": 10.0},
+    "trainer": COSINE["trainer"] | {"teacher_words": 64},
+    "prior": {},
+    "silent_prior": True,
+    "fused": True,
 }
 
 
@@ -60,21 +64,17 @@ def changed(**sections: Any) -> dict[str, Any]:
 
 ABLATION: dict[str, dict[str, Any]] = {
     "no word_reach: its own logit counts everywhere": changed(decoder={"word_reach": 0.0}),
-    "no prior: the cosine head": COSINE,
+    "no prior: the cosine head above, with its own rate and epochs": COSINE,
+    "word_reach 1.0": changed(decoder={"word_reach": 1.0}),
     "64 teacher words": changed(trainer={"teacher_words": 64}),
     "positive and negative prompts": changed(decoder={"prompts": True}),
     "distillation 1.0": changed(trainer={"distillation": 1.0}),
     "output shared": {"decoder": {"output": "shared", "word_reach": 0.5}, "prior": {}},
     "no global token": changed(global_token=False),
-    "64 teacher words, no prior in the output": {
-        "decoder": {"output": "cosine"},
-        "trainer": {"teacher_words": 64},
-        "prior": {},
-        "silent_prior": True,
-    },
-    "words not centred and scaled": changed(trainer={"standardize_words": False}),
-    "two layers": changed(decoder={"num_layers": 2}),
 }
+
+
+CORE = tuple(ABLATION)[:2]  # on both partitions; the others on the first
 
 
 class Photos:
@@ -136,13 +136,16 @@ class Photos:
 
     def run(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Pooled figures of one method, words and seed."""
-        scores = np.full(self.targets.shape, np.nan, np.float32)
+        scores, fused = (np.full(self.targets.shape, np.nan, np.float32) for _ in range(2))
         notes: list[Any] = []
         for fold, (train, test) in enumerate(self.splits()):
             method = getattr(self, settings["kind"])
             scores[test], note = method(settings, train, test, settings["seed"] * 10 + fold)
+            if settings.get("fused"):
+                fused[test], note = note, None
             notes.append(note)
-        return self.figures(scores) | {"notes": notes}
+        found = self.figures(scores) | {"notes": notes}
+        return found | ({"fused": self.figures(fused)} if settings.get("fused") else {})
 
     def prior(self, global_token: bool = True, **options: Any) -> Any:
         """The photos' ConSE scorer, fresh."""
@@ -198,10 +201,22 @@ class Photos:
             prior.bias.requires_grad_(False).fill_(-2.0)
         model = trainer.fit()
         report = Evaluator(self.protocol, device="cpu").evaluate(model, features.select(test, "test"))
+        if settings.get("fused"):
+            return report.scores, self._fused(model, words.encode_words(self.vocabulary), train, test)
         learnt = None
         if prior is not None:
             learnt = {"scale": prior.scale.tolist(), "bias": prior.bias.item(), "temperature": prior.temperature.item()}
         return report.scores, learnt
+
+    @torch.no_grad()
+    def _fused(self, model: ZeroShotClassifier, words: torch.Tensor, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        """Scores of a head and of ConSE, each centred and scaled by its seen words' scores of the training photos."""
+        conse, fused = self.prior(temperature=1.0, top_classes=10, centered=False), torch.zeros(())
+        seen = torch.tensor(self.vocabulary.is_seen)
+        for score in (model.decoder.eval(), conse):
+            of_train = score(self._spatial(train), words)[:, seen]
+            fused = fused + (score(self._spatial(test), words) - of_train.mean()) / of_train.std()
+        return fused.numpy()
 
     def scorer(self, settings: dict[str, Any], train: np.ndarray, test: np.ndarray, seed: int) -> Any:
         """Our training-free scorer alone: temperature, scales and bias by the seen words of the training folds."""
@@ -223,6 +238,7 @@ class Photos:
 
         torch.manual_seed(seed)
         x, words, seen = self._closed_form_inputs(settings["words"])
+        x = x / x[train].std()
         targets = torch.from_numpy(self.targets[:, self.vocabulary.is_seen])
         linear, loss = torch.nn.Linear(x.shape[1], words.shape[1]), build_loss("asymmetric")
         temperature, bias = torch.nn.Parameter(torch.tensor(10.0)), torch.nn.Parameter(torch.tensor(-2.0))
@@ -242,49 +258,51 @@ class Photos:
     def eszsl(self, settings: dict[str, Any], train: np.ndarray, test: np.ndarray, seed: int) -> Any:
         """Romera-Paredes and Torr 2015: (XᵀX + γI)⁻¹ XᵀYS (SᵀS + λI)⁻¹; γ, λ by held-out seen words."""
 
-        def fit(x: np.ndarray, y: np.ndarray, s: np.ndarray, gamma: float, lam: float) -> np.ndarray:
-            left = np.linalg.solve(x.T @ x + gamma * np.eye(x.shape[1]), x.T @ (2 * y - 1) @ s)
-            return np.linalg.solve(s.T @ s + lam * np.eye(s.shape[1]), left.T).T
+        def factorized(x: np.ndarray, y: np.ndarray, s: np.ndarray) -> Any:
+            p, d, q = np.linalg.svd(x, full_matrices=False)
+            m, w = np.linalg.eigh(s.T @ s)
+            middle = d[:, None] * (p.T @ (2 * y - 1) @ s @ w)
+            return lambda gamma, lam: q.T @ (middle / (d**2 + gamma)[:, None] / (m + lam)) @ w.T
 
-        grid = [(10.0**g, 10.0**lam) for g in range(1, 7) for lam in range(-1, 4)]
-        return self._closed_form(settings["words"], train, test, fit, grid, lambda x, v, s: x @ v @ s.T)
+        grid = [(10.0**g, 10.0**lam) for g in range(2, 9) for lam in range(-1, 5)]
+        return self._closed_form(settings["words"], train, test, factorized, grid, lambda x, v, s: x @ v @ s.T)
 
     def ridge(self, settings: dict[str, Any], train: np.ndarray, test: np.ndarray, seed: int) -> Any:
         """Ridge regression from the feature to the mean embedding of its words, scored by the cosine."""
 
-        def fit(x: np.ndarray, y: np.ndarray, s: np.ndarray, alpha: float) -> np.ndarray:
+        def factorized(x: np.ndarray, y: np.ndarray, s: np.ndarray) -> Any:
             kept = y.sum(1) > 0
             mean = y[kept] @ s / y[kept].sum(1, keepdims=True)
-            return np.linalg.solve(x[kept].T @ x[kept] + alpha * np.eye(x.shape[1]), x[kept].T @ mean)
+            p, d, q = np.linalg.svd(x[kept], full_matrices=False)
+            return lambda alpha: q.T @ ((d / (d**2 + alpha))[:, None] * (p.T @ mean))
 
         def score(x: np.ndarray, v: np.ndarray, s: np.ndarray) -> np.ndarray:
             found = x @ v
             return found / np.linalg.norm(found, axis=1, keepdims=True) @ s.T
 
-        return self._closed_form(settings["words"], train, test, fit, [(10.0**a,) for a in range(7)], score)
+        return self._closed_form(settings["words"], train, test, factorized, [(10.0**a,) for a in range(8)], score)
 
     def _closed_form(
-        self, kind: str, train: np.ndarray, test: np.ndarray, fit: Any, grid: list[tuple[float, ...]], score: Any
+        self, kind: str, train: np.ndarray, test: np.ndarray, factorized: Any, grid: list[tuple[float, ...]], score: Any
     ) -> Any:
-        """Fit in closed form; a fifth of the seen words and of the training photos chooses from the grid."""
+        """Fit in closed form; a fifth of the seen words and of the training photos, three times, chooses a point."""
         tensors = self._closed_form_inputs(kind)
         x, words, seen = (t.numpy().astype(np.float64) for t in tensors)
         seen = seen.astype(int)
         x = np.concatenate([(x - x[train].mean(0)) / x[train].std(), np.ones((len(x), 1))], 1)
         words = words - words[seen].mean(0)
         words /= np.linalg.norm(words, axis=1, keepdims=True)
-        rng, y = np.random.default_rng(0), self.targets.astype(np.float64)
-        shuffled, photos = rng.permutation(seen), rng.permutation(train)
-        held, kept = shuffled[: len(seen) // 5], shuffled[len(seen) // 5 :]
-        val, rest = photos[: len(train) // 5], photos[len(train) // 5 :]
-
-        def quality(point: tuple[float, ...]) -> float:
-            v = fit(x[rest], y[np.ix_(rest, kept)], words[kept], *point)
-            aps = average_precision(score(x[val], v, words[held]), self.targets[np.ix_(val, held)])
-            return float(np.nan_to_num(mean_average_precision(aps, "skip")))
-
-        best = max(grid, key=quality)
-        v = fit(x[train], y[np.ix_(train, seen)], words[seen], *best)
+        y, quality = self.targets.astype(np.float64), np.zeros(len(grid))
+        for number in range(3):
+            rng = np.random.default_rng(number)
+            held, kept = np.split(rng.permutation(seen), [len(seen) // 5])
+            val, rest = np.split(rng.permutation(train), [len(train) // 5])
+            fitted = factorized(x[rest], y[np.ix_(rest, kept)], words[kept])
+            for place, point in enumerate(grid):
+                aps = average_precision(score(x[val], fitted(*point), words[held]), self.targets[np.ix_(val, held)])
+                quality[place] += float(np.nan_to_num(mean_average_precision(aps, "skip")))
+        best = grid[int(quality.argmax())]
+        v = factorized(x[train], y[np.ix_(train, seen)], words[seen])(*best)
         return score(x[test], v, words), best
 
     def _closed_form_inputs(self, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -292,7 +310,7 @@ class Photos:
         words = self.text_encoders[kind].encode_words(self.vocabulary)  # (N,T)
         seen = torch.from_numpy(np.flatnonzero(self.vocabulary.is_seen))
         center = words[seen].mean(0)
-        return x / x.std(), F.normalize(words - center, dim=1), seen
+        return x, F.normalize(words - center, dim=1), seen
 
     def _spatial(self, rows: np.ndarray) -> torch.Tensor:
         return self.features.batch(list(rows))["spatial_embeddings"]
@@ -328,30 +346,41 @@ def namesakes(photos: Photos) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- the rows
 
 
-def rows() -> list[tuple[str, str, dict[str, Any], tuple[int, ...]]]:
-    """(table, name, settings, seeds) of everything that is run, what matters most first."""
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: settings of its runs, and which of their figures it shows."""
+
+    table: str
+    name: str
+    settings: dict[str, Any]
+    seeds: tuple[int, ...] = SEEDS[:1]
+    partitions: tuple[str, ...] = PARTITIONS
+    part: str | None = None
+
+
+def rows() -> list[Row]:
+    """Everything that is run, what matters most first."""
     conse = {"temperature": 1.0, "top_classes": 10, "centered": False}
-    found: list[tuple[str, str, dict[str, Any], tuple[int, ...]]] = []
-    for views in ("global", "local", "both"):
-        name = {"global": "ConSE", "local": "ConSE per location, max", "both": "ConSE, both"}[views]
-        found.append(("main", name, {"kind": "conse", "prior": conse | {"views": views}, "words": "MiniLM"}, (0,)))
-    found.append(("main", "ours without training: the prior alone", {"kind": "scorer", "words": "MiniLM"}, (0,)))
+    found = []
+    for views, name in (("global", "ConSE"), ("local", "ConSE per location, max"), ("both", "ConSE, both")):
+        found.append(Row("main", name, {"kind": "conse", "prior": conse | {"views": views}, "words": "MiniLM"}))
+    found.append(Row("main", "ours without training: the prior alone", {"kind": "scorer", "words": "MiniLM"}))
     for words in ("MiniLM", "CLIP ViT-B/32", "word2vec"):
         for kind, name in (("eszsl", "ESZSL"), ("ridge", "ridge to embedding")):
-            found.append(("main", name, {"kind": kind, "words": words}, (0,)))
-        found.append(("main", "bilinear", {"kind": "bilinear", "words": words}, SEEDS))
-    head = {"kind": "head", "words": "MiniLM"}
-    plain = "official word head, D=256, trained plainly"
-    found.append(("main", "ours", head | BEST, SEEDS))
-    found.append(("main", plain, head | PLAIN, SEEDS))
-    ablation = [("ablation", name, head | options, SEEDS[:1]) for name, options in ABLATION.items()]
-    found += ablation[:-2]
+            found.append(Row("main", name, {"kind": kind, "words": words}))
+        found.append(Row("main", "bilinear", {"kind": "bilinear", "words": words}, SEEDS))
+    head, plain = {"kind": "head", "words": "MiniLM"}, "official word head, trained plainly"
+    found.append(Row("main", plain, head | PLAIN, SEEDS))
+    found.append(Row("main", "cosine head, global token", head | COSINE))
+    taught = "cosine head, global token, teacher words"
+    found.append(Row("main", taught, head | TAUGHT))
+    found.append(Row("main", f"{taught}, fused with ConSE", head | TAUGHT, part="fused"))
+    found.append(Row("main", "ours", head | BEST, SEEDS))
+    for name, options in ABLATION.items():
+        found.append(Row("ablation", name, head | options, partitions=PARTITIONS if name in CORE else PARTITIONS[:1]))
     for words in ("CLIP ViT-B/32", "word2vec"):
-        found.append(("main", "cosine head, global token", head | COSINE | {"words": words}, SEEDS[:1]))
-        found.append(("main", plain, head | PLAIN | {"words": words}, SEEDS[:1]))
-    found.append(("main", "cosine head, global token", head | COSINE, SEEDS))
-    found += ablation[-2:]
-    found.append(("main", "official word head, D=768, trained plainly", head | PLAIN_768, SEEDS[:1]))
+        found.append(Row("main", "cosine head, global token", head | COSINE | {"words": words}, (0,), PARTITIONS[:1]))
+        found.append(Row("main", plain, head | PLAIN | {"words": words}, (0,), PARTITIONS[:1]))
     return found
 
 
@@ -386,19 +415,19 @@ def write(runs: Runs, output: Path, named: dict[str, list[str]]) -> None:
             lines += [f"## {partition}: {title}", ""]
             lines += ["| method | words | ZSL | GZSL | seen words | F1@3 (GZSL) | namesake | no namesake |"]
             lines += ["|---|---|---:|---:|---:|---:|---:|---:|"]
-            listed = [row for row in rows() if row[0] == table]
+            listed = [row for row in rows() if row.table == table and partition in row.partitions]
             if table == "ablation":
-                listed.insert(0, ("ablation", "ours", {"kind": "head", "words": "MiniLM"} | BEST, SEEDS[:1]))
-            for _, name, options, seeds in listed:
-                kept = [runs.kept(settings_of(options, partition, seed)) for seed in seeds]
-                done = [figures for figures in kept if figures is not None]
-                if len(done) < len(seeds):
-                    print(f"not run yet: {partition} {name} {options['words']} ({len(done)} of {len(seeds)})")
+                listed.insert(0, Row(table, "ours", {"kind": "head", "words": "MiniLM"} | BEST))
+            for row in listed:
+                kept = [runs.kept(settings_of(row.settings, partition, seed)) for seed in row.seeds]
+                done = [figures if row.part is None else figures[row.part] for figures in kept if figures is not None]
+                if len(done) < len(row.seeds):
+                    print(f"not run yet: {partition} {row.name} {row.settings['words']}: {len(done)} of {row.seeds}")
                     continue
                 cells = " | ".join(_mean(done, figure) for figure in FIGURES)
-                lines.append(f"| {name} | {options['words']} | {cells} |")
+                lines.append(f"| {row.name} | {row.settings['words']} | {cells} |")
                 content["results"].append(
-                    {"partition": partition, "table": table, "name": name, "settings": options, "runs": done}
+                    {"partition": partition, "table": table, "name": row.name, "settings": row.settings, "runs": done}
                 )
             lines.append("")
     lines.append(f"Written by `{command}`; every run's settings and figures are in the JSON.")
@@ -413,14 +442,17 @@ EXTERNAL_KNOWLEDGE = (
     "some of which are unseen words",
     "MiniLM's, CLIP's or word2vec's training texts",
 )
-NOTES = """412 COCO photos, frozen ImageNet MobileNetV2 at 224 px (49 positions and a global token). Five folds; scores
-of photos that a method was not trained on are pooled, AP is computed once per word, words without a positive skipped.
-mAP and F1 in percent, mean and deviation over three seeds; a single figure is one seed, or a method without a seed.
-Temperature, scales and bias of the prior are chosen by the seen words of the training folds; so are the constants of
-ESZSL and ridge, by seen words held out there. The settings of ours (output, reach, learning rate, epochs) were screened
-on these same photos with seed 0 and all words, unseen ones included, so that its figures are somewhat optimistic, as
-the best of the ablation's rows would be. A namesake is an ImageNet class with an unseen word's name, or one whose name
-ends in it."""
+NOTES = """412 COCO photos, frozen ImageNet MobileNetV2 at 224 px (49 positions and a global token); heads have D=256.
+Five folds; scores of photos that a method was not trained on are pooled, AP is computed once per word, words without
+a positive skipped. mAP and F1 in percent, mean and deviation over three seeds; a single figure is one seed, or a
+method without a seed. Temperature, scales and bias of the prior are chosen by the seen words of the training folds;
+so are the constants of ESZSL and ridge, by seen words held out there. The settings of ours (output, reach, learning
+rate, epochs) were screened on these same photos with seed 0 and all words, unseen ones included, so that its figures
+are somewhat optimistic, as the best of the ablation's rows would be; other values of the reach stand in the ablation.
+In ZSL the prior alone is nearly as good as ours: far from the seen words it decides alone. ESZSL, ridge and bilinear
+use the global token. The 211 photos that the first trials kept apart are not among these 412, so that no figure on
+them is given. The shipped scenes model is unchanged: its encoder was trained on scenes and has no class names to
+start from. A namesake is an ImageNet class with an unseen word's name, or one whose name ends in it."""
 
 
 def _mean(figures: list[dict[str, float]], figure: str) -> str:
@@ -440,10 +472,15 @@ def main() -> None:
     runs = Runs(options.work)
     photos = {partition: Photos(options.root, partition) for partition in PARTITIONS}
     if not options.report:
-        for _, _, settings, seeds in rows():
-            for seed in seeds:
-                for partition in options.partitions:
-                    runs(photos[partition].run, settings_of(settings, partition, seed))
+        work = [
+            (row.settings, partition, seed)
+            for partition in options.partitions
+            for row in rows()
+            if partition in row.partitions
+            for seed in row.seeds
+        ]
+        for settings, partition, seed in work:
+            runs(photos[partition].run, settings_of(settings, partition, seed))
     write(runs, options.output, {partition: namesakes(one) for partition, one in photos.items()})
 
 

@@ -103,6 +103,12 @@ class Predictor:
                     "with class queries one name for each class"
                 )
             words = model.vocabulary.words
+        words = check_words(words)
+        if self._descriptions and not set(self._descriptions) & set(words):
+            raise ValueError(
+                f"descriptions must be of some of the words, got those of {list(self._descriptions)[:3]} and words "
+                f"{list(words[:3])}; write the words as they stand in the file"
+            )
         self.calibration = Calibration.of(model) if calibrated else None
         if self.calibration is not None and self.calibration.transductive:
             raise ValueError(

@@ -81,8 +81,19 @@ def check_arguments(given: dict[str, Any]) -> None:
             f"{'a' if given['prior'] else 'no'} prior; give the head a prior, or leave word_reach at 0"
         )
     prior = given["prior"]
-    if prior is not None and (prior.encoder_dim, prior.text_dim) != (given["encoder_dim"], text_dim):
+    if prior is None:
+        return
+    names = ("encoder_dim", "text_dim", "num_global_tokens")
+    own, its = [given[name] for name in names], [getattr(prior, name) for name in names]
+    if own != its:
+        raise ValueError(f"prior must have {names} = {own}, as the head has, got {its}; build it for the same encoders")
+    if prior.standardization != "none":
         raise ValueError(
-            f"prior must have encoder_dim={given['encoder_dim']} and text_dim={text_dim}, as the head has, got "
-            f"{prior.encoder_dim} and {prior.text_dim}; build it for the same encoders"
+            f"prior must have standardization='none' inside a head, which learns its scale, got "
+            f"{prior.standardization!r}; leave it out"
+        )
+    if prior.descriptions != "mean" and given["descriptions"] != "attention":
+        raise ValueError(
+            f"prior must have descriptions='mean' inside a head that takes their mean, got {prior.descriptions!r}; "
+            f"leave it out, or set the head's descriptions='attention'"
         )

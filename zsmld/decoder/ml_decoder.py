@@ -239,8 +239,10 @@ class MLDecoder(nn.Module):
         mean = average_descriptions(word_embeddings, mask) if word_embeddings.ndim == 3 else word_embeddings  # (N,T)
         standardized = self._standardized(mean)  # (N,T)
         if self.descriptions == "attention":
-            several = word_embeddings if word_embeddings.ndim == 3 else word_embeddings[:, None]  # (N,K,T)
-            kept = existing_descriptions(several) if mask is None else mask  # (N,K)
+            several, kept = word_embeddings, mask  # (N,K,T), (N,K)
+            if several.ndim == 2:
+                several, kept = several[:, None], torch.ones_like(several[:, :1], dtype=torch.bool)
+            kept = existing_descriptions(several) if kept is None else kept
             compiled: tuple[Tensor, ...] = (self._standardized(several), kept)  # (N,K,T), (N,K)
         else:
             compiled = (F.relu(self.word_proj(standardized)), standardized)  # (N,D), (N,T)
@@ -339,7 +341,8 @@ class MLDecoder(nn.Module):
         if self.word_reach:
             logits = logits * rest.pop(0)  # (B,N)
         if self.prior is not None:
-            logits = logits + self.prior.decode(spatial_embeddings, *rest)  # (B,N)
+            with torch.autocast(logits.device.type, enabled=False):  # its scales are large: bf16 would be too coarse
+                logits = logits + self.prior.decode(spatial_embeddings.float(), *rest)  # (B,N)
         return logits, looked_at
 
     def image_embeddings(self, spatial_embeddings: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from zsmld.attention import attention_maps, overlay
 from zsmld.calibration import Calibration
 from zsmld.datasets import Dataset, dense_targets, ids_digest, read_partition
-from zsmld.decoder import TrainingFreeScorer
+from zsmld.decoder import TrainingFreeScorer, join_words
 from zsmld.evaluator.figures import evaluate_scores
 from zsmld.evaluator.predictions import Matrix, align, read_matrix
 from zsmld.model import ZeroShotClassifier, package_versions
@@ -99,7 +99,7 @@ class Evaluator:
             columns = words
             if words is not None and calibration is not None and calibration.reference_words:
                 reference = model.encode_words(calibration.reference_words).to(device)
-                columns = torch.cat([words, reference])  # (N+R,T)
+                columns = join_words((words,), (reference,))[0]  # (N+R,T), or (N+R,K,T)
             scored = score_dataset(
                 model, dataset, columns, device, self.batch_size, self.num_workers, progress=self.progress
             )

@@ -113,6 +113,7 @@ class Recipe:
                 self._try_decoder,
             )
             problems += [f"trainer: {problem}" for problem in self._option_problems()]
+            problems += self._prior_problems()
         if problems:
             raise ValueError("recipe must be valid, got:\n  - " + "\n  - ".join(problems))
 
@@ -271,10 +272,44 @@ class Recipe:
             return []  # it is said already
         return option_problems(SimpleNamespace(**defaults | self.trainer | parts))
 
+    def _prior_problems(self) -> list[str]:
+        """What does not fit between the prior, the encoders and the trainer."""
+        spec, trainer = str(self.image_encoder.get("spec")), self.trainer
+        if self.prior is None:
+            wanting = [name for name in ("teacher_words", "teacher_list") if trainer.get(name)]
+            return [
+                f"trainer.{name} needs a prior, which is the teacher: give one, or leave it out" for name in wanting
+            ]
+        is_clip = self.prior.get("kind") == "clip"
+        kind, other = ("clip", "open_clip:") if is_clip else ("conse", "timm:")
+        rules = {
+            f"prior.kind={kind} needs image_encoder.spec={other}…, got {spec}; give the other kind, or prior=null "
+            f"decoder.word_reach=0": spec.startswith(other),
+            "prior needs image_encoder.projected=true": bool(self.image_encoder.get("projected")),
+            "prior needs trainer.freeze_image_encoder=true: it knows the encoder as it is": (
+                trainer.get("freeze_image_encoder") is True
+            ),
+            f"prior.kind=clip needs text_encoder={spec}, the same CLIP, got {self.text_encoder}": (
+                not is_clip or self.text_encoder == spec
+            ),
+            f"prior.kind=conse needs a text_encoder of sentences, to embed the class names, got {self.text_encoder}; "
+            f"give prior=null decoder.word_reach=0": is_clip or not str(self.text_encoder).startswith("vectors:"),
+            "trainer.teacher_words of prior.kind=clip needs trainer.teacher_list": (
+                not is_clip or not trainer.get("teacher_words") or bool(trainer.get("teacher_list"))
+            ),
+        }
+        problems = [sentence for sentence, kept in rules.items() if not kept]
+        of_conse = [name for name in ("class_names", "top_classes", "temperature") if self.prior.get(name) is not None]
+        if is_clip and of_conse:
+            problems.append(f"prior.kind=clip has no {', '.join(of_conse)}, which belong to conse; leave them out")
+        return problems
+
     def _try_decoder(self) -> None:
         widths: dict[str, Any] = {"num_classes": 100} if self.text_encoder is None else {"text_dim": 8}
         with torch.device("meta"):  # no memory, no random numbers
-            prior = None if self.prior is None else TrainingFreeScorer(8, 8)
+            options = {name: (self.prior or {}).get(name) for name in ("standardization", "descriptions")}
+            known = {name: value for name, value in options.items() if value is not None}
+            prior = None if self.prior is None else TrainingFreeScorer(8, 8, **known)
             MLDecoder(8, **widths, prior=prior, **self.decoder)
 
     def _targets(self, problems: list[str]) -> dict[str, Callable[..., Any]]:

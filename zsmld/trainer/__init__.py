@@ -251,11 +251,11 @@ class Trainer:
         check_shared(progress.step, self.output)
         words, captions, selection = prepare_words(self, self._words, device)  # (N,T), or None in class mode
         dataset, val_dataset = prepare_data(self)
+        model.image_encoder.eval()  # a frozen encoder is no part of the network, which is put into training mode below
         teacher = prepare_prior(self, dataset, self._words, words, device, self._loss)
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         cleanup.callback(lambda: [parameter.requires_grad_(flag) for parameter, flag in trainable])
         frozen = freeze(model.image_encoder, self.freeze_image_encoder)  # names of modules that stay in eval mode
-        model.image_encoder.eval()  # a frozen encoder is no part of the network, which is put into training mode below
 
         sharded = self.fsdp and world > 1  # one process would hold it all
         weights = Weights(model, head_only, self.ema_decay, sharded, self.ema_warmup)

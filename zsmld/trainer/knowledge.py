@@ -27,9 +27,9 @@ class Teacher:
     view; for CLIP it is the prior's own score of any words. Every process draws the same words in a step.
 
     Attributes:
-        prior: of the head, frozen.
+        prior: a copy of the head's, as it was calibrated.
         embeddings: (K,T) of the words.
-        shares: (K,) not negative, how likely each is drawn.
+        shares: (K,) on the CPU, not negative, how likely each is drawn.
         number: R, words drawn in each step.
         weight: of their loss.
         seed: of the draw.
@@ -48,7 +48,7 @@ class Teacher:
         """Labels (R,) of this step's words among the K."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         number = min(self.number, int((self.shares > 0).sum()))
-        return torch.multinomial(self.shares.cpu(), number, generator=generator)
+        return torch.multinomial(self.shares, number, generator=generator)
 
     @torch.no_grad()
     def targets(self, spatial_embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What stands before the first step: words become embeddings, and a frozen encoder's images become features."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zsmld.datasets import dense_targets
+from zsmld.datasets.named_words import find_words
 from zsmld.decoder import MLDecoder, TrainingFreeScorer
 from zsmld.features import FeatureDataset, encode_sentences
 from zsmld.losses import Loss
@@ -91,7 +93,9 @@ def prepare_prior(
     share = torch.stack(shares).sum(0)
     # Half of the draw goes to what is in the images, half to everything.
     share = share / share.sum() + 1 / len(share)
-    return Teacher(prior, taught, share, trainer.teacher_words, trainer.teacher_weight, trainer.seed)
+    return Teacher(
+        copy.deepcopy(prior), taught, share.cpu(), trainer.teacher_words, trainer.teacher_weight, trainer.seed
+    )
 
 
 def _taught(trainer: "Trainer", prior: TrainingFreeScorer, device: torch.device) -> Tensor | None:
@@ -107,8 +111,11 @@ def _taught(trainer: "Trainer", prior: TrainingFreeScorer, device: torch.device)
 def _teacher_list(trainer: "Trainer") -> list[str]:
     assert trainer.teacher_list is not None  # the options were checked
     lines = Path(trainer.teacher_list).read_text(encoding="utf-8-sig").splitlines()
-    unseen = set(trainer.dataset.vocabulary.unseen)  # the words that measure generalisation stay out of training
-    return [word for word in dict.fromkeys(line.strip() for line in lines) if word and word not in unseen]
+    words = [word for word in dict.fromkeys(line.strip() for line in lines) if word]
+    # What names a word that measures generalisation stays out of training.
+    measuring = [*trainer.dataset.vocabulary.unseen, *trainer.heldout]
+    named = find_words(words, measuring).getnnz(1) if measuring else np.zeros(len(words), int)
+    return [word for word, count in zip(words, named, strict=True) if not count]
 
 
 def prepare_data(trainer: "Trainer") -> tuple[Any, Any]:

@@ -116,21 +116,23 @@ class Step:
                     if self.head_only and inputs.ndim == 4:
                         with torch.no_grad():
                             inputs = self.model.image_encoder(inputs)  # (B,S,C)
-                    loss = self._loss(inputs, queries, targets, step)
+                    loss = self._loss(inputs, queries, targets, step, bool(len(batch)))
                 # Gradients are averaged over the processes: each counts as many times as there are.
                 scaled = loss * self.accelerator.num_processes
                 self.accelerator.backward(scaled / num_images if self.mean_over_images else scaled)
             summed += loss.detach().double()
         return summed
 
-    def _loss(self, inputs: Tensor, queries: Tensor | None, targets: Tensor, step: int) -> Tensor:
-        """Of the labels; with a teacher, of its words too; with distillation, of the image's embedding too."""
+    def _loss(self, inputs: Tensor, queries: Tensor | None, targets: Tensor, step: int, real: bool) -> Tensor:
+        """Of the labels; with a teacher, of its words too; with distillation, of the image's embedding too.
+
+        Blank images are not real, and give no loss of any kind.
+        """
         num_words, taught, blank = targets.shape[1], None, targets[:, :0].sum() * 0
         if self.teacher is not None:  # then queries are words, and inputs spatial embeddings
             labels = self.teacher.draw(step)  # (R,)
             taught = self.teacher.targets(inputs, labels)  # (B,R)
             queries = torch.cat([cast(Tensor, queries), self.teacher.embeddings[labels]])  # (N'+R,T)
-        real = 1.0 if (targets != -1).any() else 0.0  # blank images give no loss of any kind
         if self.distillation:
             logits, embedding = self.network(inputs, queries, with_embedding=True)  # (B,N'+R), (B,T)
             target = cast(MLDecoder, self.model.decoder).image_embeddings(inputs)  # (B,T)
