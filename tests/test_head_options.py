@@ -1,6 +1,7 @@
 """Options of the one head: prior, reach, prompts, descriptions, global token; and what the trainer makes of them."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from zsmld import ImageEncoder, MLDecoder, TextEncoder, Trainer, Vocabulary, ZeroShotClassifier
+from zsmld import ImageEncoder, MLDecoder, TextEncoder, Trainer, Vocabulary, ZeroShotClassifier, build_dataset
 from zsmld.decoder import TrainingFreeScorer, build_decoder, join_words
 from zsmld.features import FeatureDataset
 from zsmld.losses import build_loss
@@ -388,3 +389,55 @@ def test_what_does_not_fit_is_said(parts, tmp_path):
     with pytest.raises(ValueError, match="model must have a head to train, it has a training-free scorer"):
         encoder, text, dataset, scorer = parts
         Trainer(ZeroShotClassifier(encoder, scorer, text), dataset, freeze_image_encoder=True)
+
+
+def test_an_encoder_that_is_frozen_stays_as_it_is(tmp_path):
+    """Calibration reads training images, before the first step and in evaluation mode."""
+    scenes = build_dataset("scenes", split="train", num_images=24)
+    encoder = ImageEncoder("timm:test_resnet", pretrained=False, image_size=32)  # in training mode, as it is made
+    text = vectors(tmp_path, scenes.vocabulary.words)
+    scorer = TrainingFreeScorer(encoder.encoder_dim, T, num_classes=K)
+    scorer.set_classes(randn(1, K, encoder.encoder_dim), randn(2, K), randn(3, K, T))
+    before = copy.deepcopy(encoder.state_dict())
+    head = MLDecoder(encoder.encoder_dim, text_dim=T, decoder_dim=D, num_heads=2, output="cosine", prior=scorer)
+    options = {"epochs": 1, "batch_size": 8, "freeze_image_encoder": True, "device": "cpu", "teacher_words": 3}
+    Trainer(ZeroShotClassifier(encoder, head, text), scenes, text_encoder=text, **options).fit()
+    assert all(torch.equal(encoder.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_bf16_leaves_the_prior_exact(parts):
+    """Its scales are large; under autocast its similarities would be rounded to three digits."""
+    decoder = build(output="shared", word_reach=0.5)
+    with torch.no_grad():
+        decoder.prior.scale.fill_(50.0)
+        decoder.shared_fc.weight.zero_()
+        decoder.shared_fc.bias.zero_()
+    spatial, words = randn(1, 3, 4, C), randn(2, 5, T)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = decoder(spatial, words)
+    close(rounded.float(), decoder(spatial, words), 1e-4)
+
+
+def test_words_of_a_teacher_list_name_no_word_that_measures(tmp_path):
+    from zsmld.trainer.preparation import _teacher_list
+
+    path = tmp_path / "list.txt"
+    path.write_text("zebra\nZebras\nzebra crossing\nhorses\ncow\n\ncow\n")
+    trainer = SimpleNamespace(
+        teacher_list=str(path),
+        dataset=SimpleNamespace(vocabulary=Vocabulary(["dog", "zebra"], seen=["dog"])),
+        heldout=("horse",),
+    )
+    assert _teacher_list(trainer) == ["cow"]
+
+
+def test_a_prior_must_fit_its_head():
+    with pytest.raises(ValueError, match=r"prior must have .* = \[6, 5, 1\], as the head has, got \[6, 5, 0\]"):
+        MLDecoder(C, text_dim=T, decoder_dim=D, num_heads=2, num_global_tokens=1, prior=conse())
+    for option, message in (
+        ({"standardization": "per_word"}, "prior must have standardization='none' inside a head"),
+        ({"descriptions": "max"}, "prior must have descriptions='mean' inside a head that takes their mean, got 'max'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MLDecoder(C, text_dim=T, decoder_dim=D, num_heads=2, prior=conse(**option))
+    MLDecoder(C, text_dim=T, decoder_dim=D, num_heads=2, descriptions="attention", prior=conse(descriptions="max"))

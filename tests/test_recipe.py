@@ -301,3 +301,35 @@ def test_the_name_of_a_partition_is_a_text(text: str, value: str, tmp_path: Path
 def test_numbers_are_numbers(text: str, value: float) -> None:
     assert Recipe.load("custom", [f"trainer.lr={text}"]).trainer["lr"] == value
     assert Recipe.load("custom", ["trainer.epochs=12", "trainer.max_grad_norm=0"]).trainer["epochs"] == 12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prior.kind=clip"], "prior.kind=clip needs image_encoder.spec=open_clip:…, got timm:resnet50.a1_in1k"),
+        (["prior.kind=clip"], "prior.kind=clip needs text_encoder=timm:resnet50.a1_in1k, the same CLIP, got minilm"),
+        (["prior.kind=clip", "prior.top_classes=3"], "prior.kind=clip has no top_classes, which belong to conse"),
+        (
+            ["image_encoder.spec=open_clip:RN50/openai"],
+            "prior.kind=conse needs image_encoder.spec=timm:…, got open_clip:",
+        ),
+        (["image_encoder.projected=false"], "prior needs image_encoder.projected=true"),
+        (["trainer.freeze_image_encoder=false", "features=null"], "prior needs trainer.freeze_image_encoder=true"),
+        (["prior=null", "decoder.word_reach=0", "trainer.teacher_words=8"], "trainer.teacher_words needs a prior"),
+        (["prior=null"], "word_reach must be ≥ 0, and have a prior that decides beyond it"),
+        (["text_encoder=vectors:a.txt"], "prior.kind=conse needs a text_encoder of sentences"),
+        (["prior.standardization=both"], "prior must have standardization='none' inside a head"),
+        (["prior.kind=cllip"], "prior.kind must be"),
+        (["prior.temprature=2"], "prior: unknown 'temprature'; did you mean 'temperature'?"),
+    ],
+)
+def test_a_prior_that_does_not_fit_is_refused_before_anything_is_loaded(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Recipe.load("custom", overrides)
+    assert message in str(caught.value)
+
+
+def test_the_custom_recipe_takes_a_clip_or_no_prior() -> None:
+    clip = ["image_encoder.spec=open_clip:ViT-B-16/openai", "prior.kind=clip", "text_encoder=open_clip:ViT-B-16/openai"]
+    assert Recipe.load("custom", clip).prior == {"kind": "clip"}
+    assert Recipe.load("custom", ["prior=null", "decoder.word_reach=0", "text_encoder=vectors:a.txt"]).prior is None

@@ -165,6 +165,11 @@ def class_embeddings(
     templates: Iterable[str] | str = DEFAULT_TEMPLATES,
 ) -> Tensor:
     """Embeddings (K,T) of classes: each synonym as a word with its templates, then their mean, rows of length one."""
+    if text_encoder.spec.startswith("vectors:"):
+        raise ValueError(
+            f"text_encoder must embed any class name, files of word vectors cannot, got {text_encoder.spec!r}; take a "
+            f"sentence encoder such as minilm, or do without ConSE (in a recipe prior=null decoder.word_reach=0)"
+        )
     words = list(dict.fromkeys(word for synonyms in class_names for word in synonyms))
     with reachable(text_encoder.spec):
         found = dict(zip(words, text_encoder.encode_words(words, check_templates(templates)), strict=True))

@@ -8,10 +8,18 @@ if TYPE_CHECKING:
     from zsmld import Recipe, ZeroShotClassifier
 
 SECTIONS = ("image_encoder", "scorer", "text_encoder", "pretrained")
-# What a scorer's name decides, or its parts do.
+# What a scorer's name decides, or its parts do; standardisation needs calibration images, in Python.
 _DECIDED = {
     "image_encoder": {"self", "spec", "pretrained", "stage", "projected", "global_token"},
-    "scorer": {"image_encoder", "text_encoder", "kind", "checkpoint_path", "templates", "pretrained"},
+    "scorer": {
+        "image_encoder",
+        "text_encoder",
+        "kind",
+        "checkpoint_path",
+        "templates",
+        "pretrained",
+        "standardization",
+    },
 }
 _NEED_CLASSIFIER = {"class_names", "centered", "top_classes", "temperature"}
 
