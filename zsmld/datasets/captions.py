@@ -18,7 +18,7 @@ from zsmld.datasets.named_words import find_words, phrases
 from zsmld.datasets.partition import read_partition
 from zsmld.datasets.rows import share_of_training
 from zsmld.datasets.table import _read_frame, indicator, split_words
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_templates, check_words
 
 
 class CaptionDataset:
@@ -96,7 +96,7 @@ def captions(
     words: list[str] | str | Path | None = None,
     partition: str | Path | None = None,
     synonyms: str | Path | None = None,
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+    templates: tuple[str, ...] | str = DEFAULT_TEMPLATES,
     exclude_unseen_sentences: bool = False,
     num_phrases: int = 4,
     val_fraction: float = 0.1,
@@ -118,7 +118,7 @@ def captions(
         words: the vocabulary, as a list or a text file with one a line; default every label of the table, sorted.
         partition: JSON file {"seen": […], "unseen": […]}; a partition inside a larger file is named "FILE#KEY".
         synonyms: JSON file {"person": ["man", "woman"], …}: texts that name a word besides itself.
-        templates: prompt sentences of the vocabulary.
+        templates: prompt sentences of the vocabulary, or the name of a set of them.
         exclude_unseen_sentences: drop those that name an unseen word. Without it the text encoder reads unseen words
             in sentences about others, as it does when images show them.
         num_phrases: parts of each sentence that are encoded beside the whole, see `phrases`. Each is a position for
@@ -134,7 +134,7 @@ def captions(
     captions, and drop captions without any; they lemmatise where this adds plurals, and let the longest name win.
     """
     if images is not None:
-        if words is not None or partition is not None or tuple(templates) != DEFAULT_TEMPLATES:
+        if words is not None or partition is not None or check_templates(templates) != DEFAULT_TEMPLATES:
             raise ValueError(
                 "words, partition and templates must be left out beside images, which bring a vocabulary; give them "
                 "among the arguments of images"
@@ -252,7 +252,7 @@ def _targets_beside(
 
 
 def _vocabulary(
-    words: list[str] | str | Path | None, partition: str | Path | None, templates: Iterable[str]
+    words: list[str] | str | Path | None, partition: str | Path | None, templates: Iterable[str] | str
 ) -> Vocabulary | None:
     if words is not None and partition is not None:
         raise ValueError("words must be left out beside partition, got both; the partition's words are the vocabulary")

@@ -112,12 +112,11 @@ class ZeroShotClassifier(nn.Module):
         """
         if self.decoder.text_dim is not None:
             expected = (len(vocabulary), self.decoder.text_dim)
-            shape = None if word_embeddings is None else tuple(word_embeddings.shape)
-            if word_embeddings is None or (*word_embeddings.shape[:1], *word_embeddings.shape[-1:]) != expected:
+            shape = () if word_embeddings is None else tuple(word_embeddings.shape)
+            if word_embeddings is None or len(shape) not in (2, 3) or (shape[0], shape[-1]) != expected:
                 raise ValueError(
                     f"word_embeddings must be {expected}, one row for each word of the vocabulary, got "
-                    f"{shape}; encode them with "
-                    f"{self.text_encoder}"
+                    f"{shape or None}; encode them with {self.text_encoder}"
                 )
             # A plain attribute and not a buffer: the network must not depend on it.
             self.word_embeddings = word_embeddings.detach().cpu().float().clone()
