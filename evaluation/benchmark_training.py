@@ -257,8 +257,11 @@ class Ours:
             labels=np.arange(len(model.vocabulary)),
             words=None if words is None else words.to(device),
             captions=None,
+            teacher=None,
+            distillation=0.0,
             augmentation=QueryAugmentation(),
             image_augmentation=ImageAugmentation(),
+            text_noise=0.0,
             seed=0,
         )
         self.num_steps = 0

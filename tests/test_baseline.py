@@ -439,3 +439,14 @@ def test_the_guide_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "a photo of a dog and a ball." in capsys.readouterr().out
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
     assert links and all((ROOT / "docs" / link).exists() for link in links)
+
+
+def test_word_vectors_that_lack_a_class_name_say_what_to_do(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", words=np.array(["dog", "cat"]), embeddings=np.eye(2, dtype=np.float32))
+    encoder = TextEncoder(f"vectors:{tmp_path / 'v.npz'}")
+    message = (
+        r"text_encoder must embed every class name of the classifier: .*\['tench'\].* prior=null decoder.word_reach=0"
+    )
+    with pytest.raises(ValueError, match=message):
+        class_embeddings([("dog",), ("tench",)], encoder)
+    assert class_embeddings([("dog",), ("dog", "cat")], encoder).shape == (2, 2)

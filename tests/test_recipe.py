@@ -317,7 +317,6 @@ def test_numbers_are_numbers(text: str, value: float) -> None:
         (["trainer.freeze_image_encoder=false", "features=null"], "prior needs trainer.freeze_image_encoder=true"),
         (["prior=null", "decoder.word_reach=0", "trainer.teacher_words=8"], "trainer.teacher_words needs a prior"),
         (["prior=null"], "word_reach must be ≥ 0, and have a prior that decides beyond it"),
-        (["text_encoder=vectors:a.txt"], "prior.kind=conse needs a text_encoder of sentences"),
         (["prior.standardization=both"], "prior must have standardization='none' inside a head"),
         (["prior.kind=cllip"], "prior.kind must be"),
         (["prior.temprature=2"], "prior: unknown 'temprature'; did you mean 'temperature'?"),

@@ -1,7 +1,8 @@
 """What ConSE needs of a classifier: its last linear layer, and its classes' names as embeddings."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +166,22 @@ def class_embeddings(
     templates: Iterable[str] | str = DEFAULT_TEMPLATES,
 ) -> Tensor:
     """Embeddings (K,T) of classes: each synonym as a word with its templates, then their mean, rows of length one."""
-    if text_encoder.spec.startswith("vectors:"):
-        raise ValueError(
-            f"text_encoder must embed any class name, files of word vectors cannot, got {text_encoder.spec!r}; take a "
-            f"sentence encoder such as minilm, or do without ConSE (in a recipe prior=null decoder.word_reach=0)"
-        )
     words = list(dict.fromkeys(word for synonyms in class_names for word in synonyms))
-    with reachable(text_encoder.spec):
+    with reachable(text_encoder.spec), _told_of_class_names(text_encoder):
         found = dict(zip(words, text_encoder.encode_words(words, check_templates(templates)), strict=True))
     means = torch.stack([torch.stack([found[word] for word in synonyms]).mean(0) for synonyms in class_names])
     return F.normalize(means, dim=1)  # (K,T)
+
+
+@contextmanager
+def _told_of_class_names(text_encoder: TextEncoder) -> Iterator[None]:
+    """Word vectors seldom know every class; the plain error would speak of words that nobody gave."""
+    try:
+        yield
+    except ValueError as error:
+        if not text_encoder.spec.startswith("vectors:"):
+            raise
+        raise ValueError(
+            f"text_encoder must embed every class name of the classifier: {error}. Take a sentence encoder such as "
+            f"minilm, or do without ConSE (in a recipe prior=null decoder.word_reach=0)"
+        ) from error

@@ -292,8 +292,6 @@ class Recipe:
             f"prior.kind=clip needs text_encoder={spec}, the same CLIP, got {self.text_encoder}": (
                 not is_clip or self.text_encoder == spec
             ),
-            f"prior.kind=conse needs a text_encoder of sentences, to embed the class names, got {self.text_encoder}; "
-            f"give prior=null decoder.word_reach=0": is_clip or not str(self.text_encoder).startswith("vectors:"),
             "trainer.teacher_words of prior.kind=clip needs trainer.teacher_list": (
                 not is_clip or not trainer.get("teacher_words") or bool(trainer.get("teacher_list"))
             ),
