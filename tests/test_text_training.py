@@ -482,7 +482,7 @@ def test_encoded_sentences() -> None:
         ({"decoder": {"unit_positions": False}}, "sentences need decoder.unit_positions=true"),
         ({"freeze_image_encoder": False}, "sentences need freeze_image_encoder=true"),
         ({"image_augmentation": ImageAugmentation(cutout=0.5)}, "sentences cannot be augmented as images are"),
-        ({"decoder": {"prior": TrainingFreeScorer(DIM, DIM)}}, "sentences cannot train a head with a prior"),
+        ({"decoder": {"prior": TrainingFreeScorer(DIM, DIM, 1)}}, "sentences cannot train a head with a prior"),
         ({"text_noise": -1.0}, "text_noise must not be negative"),
         ({"dataset": Pictures(20, split="train"), "text_noise": 0.5}, "text_noise is for a dataset of sentences"),
     ],

@@ -547,14 +547,15 @@ def test_clipping_changes_the_training(make_model: MakeModel) -> None:
 
 def test_precision_is_what_the_network_computes_in(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[torch.dtype] = []
-    original = MLDecoder.decode
+    original = MLDecoder.memory
 
-    def spy(self: MLDecoder, memory: Tensor, *rest: Tensor) -> Tensor:
+    def spy(self: MLDecoder, spatial_embeddings: Tensor) -> Tensor:
+        memory = original(self, spatial_embeddings)
         if self.training:
             inside.append(memory.dtype)
-        return original(self, memory, *rest)
+        return memory
 
-    monkeypatch.setattr(MLDecoder, "decode", spy)
+    monkeypatch.setattr(MLDecoder, "memory", spy)
     train(make_model(), Toys(), precision="bf16", epochs=1)
     assert set(inside) == {torch.bfloat16}
     inside.clear()
