@@ -36,7 +36,6 @@ from zsmld.decoder import TrainingFreeScorer
 from zsmld.decoder.training_free import Descriptions, Standardization, Views
 from zsmld.images import ImageEncoder, load_image
 from zsmld.images.open_clip_tower import check_open_clip
-from zsmld.images.weights import reachable
 from zsmld.model import ZeroShotClassifier
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_templates
@@ -109,8 +108,7 @@ def create_scorer(
     if fixed:
         raise ValueError(f"image_encoder must not have {fixed} for a scorer, which decides these; leave them out")
     path, model_kwargs = given.get("checkpoint_path"), given.get("model_kwargs")
-    with reachable(own):
-        encoder = ImageEncoder(own, pretrained=pretrained, projected=True, global_token=True, **given)
+    encoder = ImageEncoder(own, pretrained=pretrained, projected=True, global_token=True, **given)
     if kind == "clip" and "value_path" not in given:
         encoder.value_path = _takes_value_path(encoder)
     if text_encoder is None:
@@ -223,8 +221,7 @@ def _clip(image_encoder: ImageEncoder, text_encoder: TextEncoder, **options: Any
             f"text_encoder must be that of the same CLIP, {image_encoder.spec!r}, got {text_encoder.spec!r}; images "
             f"and texts share a space in one model only"
         )
-    with reachable(text_encoder.spec):
-        text_dim = text_encoder.text_dim
+    text_dim = text_encoder.text_dim
     network: Any = getattr(text_encoder._backend, "_model", None)  # the whole CLIP, loaded for its texts
     own_scale, own_bias = getattr(network, "logit_scale", None), getattr(network, "logit_bias", None)
     scale = 100.0 if own_scale is None else float(own_scale.detach().exp())

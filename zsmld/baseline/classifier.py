@@ -167,7 +167,7 @@ def class_embeddings(
 ) -> Tensor:
     """Embeddings (K,T) of classes: each synonym as a word with its templates, then their mean, rows of length one."""
     words = list(dict.fromkeys(word for synonyms in class_names for word in synonyms))
-    with reachable(text_encoder.spec), _told_of_class_names(text_encoder):
+    with _told_of_class_names(text_encoder):
         found = dict(zip(words, text_encoder.encode_words(words, check_templates(templates)), strict=True))
     means = torch.stack([torch.stack([found[word] for word in synonyms]).mean(0) for synonyms in class_names])
     return F.normalize(means, dim=1)  # (K,T)

@@ -66,9 +66,9 @@ def check_arguments(given: dict[str, Any]) -> None:
         )
     if given["descriptions"] not in ("mean", "attention"):
         raise ValueError(f"descriptions must be 'mean' or 'attention', got {given['descriptions']!r}; choose one")
-    if num_classes is not None and any(given[name] != off for name, off in _OFF.items() if name not in _ANY_MODE):
-        found = {name: given[name] for name, off in _OFF.items() if given[name] != off and name not in _ANY_MODE}
-        raise ValueError(f"class mode must come without {sorted(found)}, which need word queries; leave them out")
+    of_words = sorted(name for name, off in _OFF.items() if given[name] != off and name not in _ANY_MODE)
+    if num_classes is not None and of_words:
+        raise ValueError(f"class mode must come without {of_words}, which need word queries; leave them out")
     if output == "shared" and (given["prompts"] or given["temperature"] is not None):
         raise ValueError(
             "prompts and temperature must come with output='cosine' or 'sum', got 'shared'; choose another output"

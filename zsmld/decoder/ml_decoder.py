@@ -358,15 +358,19 @@ class MLDecoder(nn.Module):
                 f"encoder_dim must be text_dim={self.text_dim} to compare images with words, got {self.encoder_dim}; "
                 f"give the head a prior, or project the image encoder into the joint space (projected=True)"
             )
-        whole = spatial_embeddings[:, 0] if self.num_global_tokens else spatial_embeddings.mean(1)  # (B,C)
+        whole = self._whole(spatial_embeddings)  # (B,C)
         return F.normalize(self._standardized(F.normalize(whole, dim=1)), dim=1)
+
+    def _whole(self, spatial_embeddings: Tensor) -> Tensor:
+        """The encoder's own embedding of the whole image, or the mean over the positions: (B,S,C) -> (B,C)."""
+        return spatial_embeddings[:, 0] if self.num_global_tokens else spatial_embeddings.mean(1)
 
     def _image_conditioned(self, spatial_embeddings: Tensor, compiled: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Queries (N,D) and words (N,T); weighted for each image, (B,N,D) and (B,N,T), with attention."""
         if self.descriptions == "mean":
             return compiled
         several, mask, *rest = compiled  # (N,K,T), (N,K)
-        whole = spatial_embeddings[:, 0] if self.num_global_tokens else spatial_embeddings.mean(1)  # (B,C)
+        whole = self._whole(spatial_embeddings)  # (B,C)
         fit = torch.einsum("bt,nkt->bnk", self.description_proj(whole), F.normalize(several, dim=2))  # (B,N,K)
         weights = fit.masked_fill(~mask, -torch.inf).softmax(2)  # (B,N,K)
         words = torch.einsum("bnk,nkt->bnt", weights, several)  # (B,N,T)

@@ -128,7 +128,7 @@ class Step:
 
         Blank images are not real, and give no loss of any kind.
         """
-        num_words, taught, blank = targets.shape[1], None, targets[:, :0].sum() * 0
+        num_words, taught = targets.shape[1], None
         if self.teacher is not None:  # then queries are words, and inputs spatial embeddings
             labels = self.teacher.draw(step)  # (R,)
             taught = self.teacher.targets(inputs, labels)  # (B,R)
@@ -136,10 +136,11 @@ class Step:
         if self.distillation:
             logits, embedding = self.network(inputs, queries, with_embedding=True)  # (B,N'+R), (B,T)
             target = cast(MLDecoder, self.model.decoder).image_embeddings(inputs)  # (B,T)
-            blank = self.distillation * real * (1 - (embedding * target).sum(1)).sum()
+            loss = self.loss(logits[:, :num_words], targets)
+            loss = loss + self.distillation * real * (1 - (embedding * target).sum(1)).sum()
         else:
             logits = self.network(inputs, queries)  # (B,N'+R)
-        loss = self.loss(logits[:, :num_words], targets) + blank
+            loss = self.loss(logits[:, :num_words], targets)
         if taught is not None:
             of_teacher = F.binary_cross_entropy_with_logits(logits[:, num_words:].float(), taught, reduction="sum")
             loss = loss + cast(Teacher, self.teacher).weight * real * of_teacher
