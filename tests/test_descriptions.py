@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from stand_ins import CountingBackend, counting_encoder
 from torch import Tensor
 
 from zsmld import TextEncoder, Vocabulary
@@ -36,36 +36,16 @@ def vocabularies(draw: st.DrawFn) -> Vocabulary:
     return Vocabulary(words, draw(st.lists(st.sampled_from(words), unique=True)), templates, mapping)
 
 
-class HashBackend:
-    """Stands in for a network: its embeddings depend on the text alone, and it keeps what it was asked."""
-
-    text_dim = 5
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def embed(self, texts: list[str]) -> np.ndarray:
-        self.asked += texts
-        rows = [np.random.default_rng([*text.encode(), 7]).standard_normal(self.text_dim) for text in texts]
-        return np.stack(rows).astype(np.float32)
-
-
-def hash_encoder(cache_dir: Path) -> tuple[TextEncoder, HashBackend]:
-    encoder, backend = TextEncoder("sentence-transformers:stand-in", cache_dir=cache_dir), HashBackend()
-    encoder._backend = backend
-    return encoder, backend
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
-    return hash_encoder(tmp_path_factory.mktemp("descriptions"))[0]
+    return counting_encoder(tmp_path_factory.mktemp("descriptions"))[0]
 
 
 def slow_embedding(prompts: tuple[str, ...]) -> Tensor:
     """normalise, mean, normalise, one prompt after another."""
-    total = torch.zeros(HashBackend.text_dim, dtype=torch.float64)
+    total = torch.zeros(CountingBackend.text_dim, dtype=torch.float64)
     for prompt in prompts:
-        row = torch.from_numpy(HashBackend().embed([prompt])[0]).double()
+        row = torch.from_numpy(CountingBackend().embed([prompt])[0]).double()
         total += row / row.norm()
     mean = total / len(prompts)
     return (mean / mean.norm()).float()
@@ -266,10 +246,10 @@ def test_more_words_change_no_other_row(encoder: TextEncoder, vocabulary: Vocabu
 def test_each_text_is_encoded_once_and_cached_on_disk(tmp_path: Path) -> None:
     described = {f"word {i}": [f"sentence {i % 7}", f"sentence {i}"] for i in range(700)}
     vocabulary = Vocabulary([*described, "bus"], descriptions=described)
-    first, backend = hash_encoder(tmp_path)
+    first, backend = counting_encoder(tmp_path)
     embeddings, mask = first.encode_descriptions(vocabulary)
     assert sorted(backend.asked) == sorted({*(f"sentence {i}" for i in range(700)), "a photo of a bus."})
-    again, untouched = hash_encoder(tmp_path)
+    again, untouched = counting_encoder(tmp_path)
     assert torch.equal(again.encode_descriptions(vocabulary)[0], embeddings)
     assert torch.equal(again.encode_words(vocabulary), first.encode_words(vocabulary))
     assert untouched.asked == [] and mask.sum() == 1401
