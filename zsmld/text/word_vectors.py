@@ -1,5 +1,7 @@
-"""Files of word vectors: GloVe, fastText or word2vec text, or .npz with `words` and `embeddings`."""
+"""Files of word vectors: GloVe, fastText or word2vec text, .npz with `words` and `embeddings`, or .pt with both."""
 
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,51 +9,116 @@ import torch
 
 
 class WordVectors:
-    """A word is looked up as it is, with underscores, in lower case, then as the mean of its parts."""
+    """A word is looked up as it is, with underscores, in lower case, then as the mean of its parts.
 
-    def __init__(self, name: str, device: torch.device, pretrained: bool) -> None:
-        self._path = Path(name)
-        self._labels, self._vectors = _read_vectors(self._path)
+    Args:
+        name: the file: text; `.npz` with `words` and `embeddings`, or `classes` and an array; `.pt` or `.pth` with
+            `classes` and a tensor; or with `classes` given, an array alone, also `.npy`.
+        device: not used; a look-up needs none.
+        pretrained: not used.
+        classes: the words of an array alone.
+
+    Raises:
+        ValueError: if the file has another form, or is damaged; the message names the place.
+    """
+
+    def __init__(self, name: str, device: torch.device, pretrained: bool, classes: Sequence[str] | None = None) -> None:
+        self._name = Path(name).name
+        self._labels, self._vectors = _read_vectors(Path(name), classes)
         self.text_dim = int(self._vectors.shape[1])
+
+    @classmethod
+    def from_array(cls, vectors: np.ndarray, words: Sequence[str]) -> "WordVectors":
+        """Of vectors (N,T) and their words in memory."""
+        found = cls.__new__(cls)
+        found._name, found._vectors, found._labels = "the array", vectors, _labels_of(words)
+        found.text_dim = int(vectors.shape[1])
+        return found
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every word of the file, in its order."""
+        return tuple(sorted(self._labels, key=self._labels.__getitem__))
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """(P,T) fp32, or an error that lists the texts without a vector."""
-        found = [self._lookup(text) for text in texts]
+        found = [self.lookup(text) for text in texts]
         missing = [text for text, vector in zip(texts, found, strict=True) if vector is None]
         if missing:
             raise ValueError(
-                f"words must have a vector in {self._path.name}, got none for {len(missing)} of {len(texts)}: "
+                f"words must have a vector in {self._name}, got none for {len(missing)} of {len(texts)}: "
                 f"{missing[:10]}; leave them out or use another text encoder"
             )
         return np.stack([vector for vector in found if vector is not None]).astype(np.float32)
 
-    def _lookup(self, text: str) -> np.ndarray | None:
-        for whole in (text, text.replace(" ", "_"), text.lower(), text.lower().replace(" ", "_")):
-            if whole in self._labels:
-                return self._vectors[self._labels[whole]]
+    def has(self, text: str) -> bool:
+        """Whether there is a vector of the text itself, not only of its parts."""
+        return self._whole(text) is not None
+
+    def lookup(self, text: str) -> np.ndarray | None:
+        """The vector (T,) of a text, of its parts' mean, or None."""
+        whole = self._whole(text)
+        if whole is not None:
+            return whole
         parts = text.replace("-", " ").replace("_", " ").split()
         if len(parts) < 2:
             return None
-        vectors = [self._lookup(part) for part in parts]
+        vectors = [self.lookup(part) for part in parts]
         return None if any(v is None for v in vectors) else np.mean([v for v in vectors if v is not None], axis=0)
 
+    def _whole(self, text: str) -> np.ndarray | None:
+        for whole in (text, text.replace(" ", "_"), text.lower(), text.lower().replace(" ", "_")):
+            if whole in self._labels:
+                return self._vectors[self._labels[whole]]
+        return None
 
-def _read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
-    """Words and vectors (N,T) of a .npz (`words`, `embeddings`) or a text file (GloVe, fastText, word2vec)."""
+
+def orient_vectors(array: np.ndarray, num_words: int, source: str) -> np.ndarray:
+    """An array (T,N), (1,T,N) or (N,T) of N word vectors as (N,T) fp32.
+
+    Raises:
+        ValueError: if it has another shape, is square, so that nobody can tell, or holds NaN or infinity.
+
+    Example:
+        >>> orient_vectors(np.zeros((1, 300, 7)), 7, "vectors.npy").shape
+        (7, 300)
+    """
+    shape, three = array.shape, array.ndim == 3
+    if three and shape[0] == 1:
+        array = array[0]  # (T,N), always: the repositories that ship three dimensions have them in this order
+    if array.ndim != 2 or num_words not in array.shape or (three and array.shape[1] != num_words):
+        raise ValueError(
+            f"{source} must be (T, {num_words}) or (1, T, {num_words}) to fit its {num_words} words, got {shape}; give "
+            f"the words it was made for"
+        )
+    if array.shape[0] == array.shape[1] and not three:
+        raise ValueError(
+            f"{source} must not be square, where no one can tell words from dimensions, got {shape}; save it as "
+            f"(1, T, {num_words})"
+        )
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise ValueError(f"{source} must hold finite numbers, got NaN, infinity or {array.dtype}; repair the file")
+    found = array if array.shape[0] == num_words and not three else array.T
+    return np.ascontiguousarray(found, np.float32)
+
+
+def _labels_of(words: Sequence[str]) -> dict[str, int]:
+    return {str(word): label for label, word in reversed(list(enumerate(words)))}  # the first of two counts
+
+
+def _read_vectors(path: Path, classes: Sequence[str] | None = None) -> tuple[dict[str, int], np.ndarray]:
+    """Words and vectors (N,T) of a .npz, an array and its list, or a text file (GloVe, fastText, word2vec)."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if not {"words", "embeddings"} <= set(arrays.files):
-                raise ValueError(
-                    f"{path} must hold the arrays 'words' and 'embeddings', got {sorted(arrays.files)}; rename them"
-                )
-            words, vectors = arrays["words"], arrays["embeddings"].astype(np.float32)
-        if vectors.ndim != 2 or len(words) != len(vectors):
-            raise ValueError(f"{path}: embeddings must be ({len(words)}, T), got {vectors.shape}; one row per word")
-        if not np.isfinite(vectors).all():
-            raise ValueError(f"{path}: embeddings must be finite numbers, got NaN or infinity; repair the file")
-        return {
-            str(word): label for label, word in reversed(list(enumerate(words)))
-        }, vectors  # the first of two counts
+        return _read_npz(path)
+    if path.suffix in (".npy", ".pt", ".pth"):
+        array, stored = _read_array(path)
+        words = classes or stored
+        if words is None:
+            raise ValueError(
+                f"{path} must hold the words of its vectors too, an array alone has none; make one file of both with "
+                f"zsmld.interop.import_word_vectors"
+            )
+        return _labels_of(words), orient_vectors(array, len(words), str(path))
     labels: dict[str, int] = {}
     rows: list[np.ndarray] = []
     width = None
@@ -82,3 +149,38 @@ def _read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
     if not rows:
         raise ValueError(f"{path} must hold at least one word vector, got none; it may be a failed download")
     return labels, np.stack(rows)
+
+
+def _read_npz(path: Path) -> tuple[dict[str, int], np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        if {"words", "embeddings"} <= set(arrays.files):
+            words, vectors = arrays["words"], arrays["embeddings"].astype(np.float32)
+            if vectors.ndim != 2 or len(words) != len(vectors):
+                raise ValueError(f"{path}: embeddings must be ({len(words)}, T), got {vectors.shape}; one row per word")
+            if not np.isfinite(vectors).all():
+                raise ValueError(f"{path}: embeddings must be finite numbers, got NaN or infinity; repair the file")
+            return _labels_of(words), vectors
+        others = [name for name in arrays.files if name != "classes"]
+        if "classes" not in arrays.files or len(others) != 1:
+            raise ValueError(
+                f"{path} must hold the arrays 'words' and 'embeddings', got {sorted(arrays.files)}; rename them"
+            )
+        classes = [str(word) for word in arrays["classes"]]
+        return _labels_of(classes), orient_vectors(arrays[others[0]], len(classes), str(path))
+
+
+def _read_array(path: Path) -> tuple[np.ndarray, list[str] | None]:
+    """An array, and its words if the file has them too: `{"classes": [...], "wordvec_array": tensor}`."""
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False), None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} must hold a tensor, cannot read it: {' '.join(str(error).split())[:160]}") from error
+    words = None
+    if isinstance(loaded, dict):
+        tensors = [value for value in loaded.values() if isinstance(value, torch.Tensor)]
+        words, loaded = loaded.get("classes", loaded.get("words")), tensors[0] if len(tensors) == 1 else None
+    if not isinstance(loaded, torch.Tensor):
+        raise ValueError(f"{path} must hold one tensor of word vectors, got none or several; save it alone")
+    return loaded.float().numpy(), None if words is None else [str(word) for word in words]

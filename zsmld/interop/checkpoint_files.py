@@ -1,0 +1,186 @@
+"""Checkpoints that others wrote, read as data: torch files, safetensors, and Paddle's pickles of arrays."""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Where the usual training loops put their weights. Averaged ones first: they are what a paper reports.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+_RAW = ("state_dict", "model", "model_state_dict", "net", "module", "weights")
+_ARRAY_PARTS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+}
+_PADDLE_NAMES = "StructuredToParameterName@@"  # Paddle's table of its own parameter names
+
+
+@dataclass
+class StoredWeights:
+    """The tensors of a checkpoint under their own names, and what else it holds.
+
+    Attributes:
+        tensors: by name, as they stand in the file.
+        place: where in the file they stood, "state_dict_ema" for instance; "" if they are the file.
+        others: what else the file holds, beside the weights, by name.
+    """
+
+    tensors: dict[str, Tensor]
+    place: str = ""
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(path: str | Path, averaged: bool | None = None) -> StoredWeights:
+    """Read a `.pth`, `.pt`, `.ckpt`, `.safetensors` or `.pdparams` file; nothing in it is run.
+
+    Args:
+        path: the file.
+        averaged: which weights of a file with both: averaged ones (EMA), or those of the last step; None takes the
+            averaged if there are some.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, holds anything but data, or not the weights asked for.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "model.pth"
+        >>> torch.save({"epoch": 3, "state_dict": {"fc.bias": torch.zeros(2)}}, file)
+        >>> stored = read_checkpoint(file)
+        >>> list(stored.tensors), stored.place, stored.others
+        (['fc.bias'], 'state_dict', {'epoch': 3})
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint must be an existing file, not found: {path}; correct the path")
+    if path.suffix in (".pdparams", ".pdema"):
+        loaded: Any = _paddle_tensors(read_arrays(path))
+    elif path.suffix == ".safetensors":
+        loaded = _read_safetensors(path)
+    else:
+        loaded = _read_torch(path)
+    found = _weights_in(loaded, averaged)
+    if found is None:
+        content = sorted(loaded)[:8] if isinstance(loaded, Mapping) else type(loaded).__name__
+        kind = {None: "weights", True: "averaged weights (EMA)", False: "weights that are not averaged"}[averaged]
+        raise ValueError(f"checkpoint must hold {kind}, got {content} in {path}; name another file, or other weights")
+    return found
+
+
+def read_arrays(path: Path) -> Any:
+    """Unpickle a file of numpy arrays, texts, numbers and containers of these.
+
+    Raises:
+        ValueError: if it holds anything else; the message names it.
+    """
+    try:
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{path} must be a pickle of numpy arrays, cannot read it: {error}; do not trust it"
+        ) from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits what numpy arrays are made of, and refuses every other name before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ARRAY_PARTS:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) == ("builtins", "tuple"):  # Paddle writes a tensor in a container as (name, array)
+            return tuple
+        if (module, name) == ("_codecs", "encode"):  # arrays of pickle protocol 2
+            return _latin1
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} must be a safetensors file, cannot read it: {error}; download it again") from error
+
+
+def _read_torch(path: Path) -> Any:
+    # Settings as timm's train.py stores them, and its figures, which are numpy scalars; both are data alone.
+    scalar = np.float64(0).__reduce__()[0]
+    plain: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
+    plain += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    try:
+        with torch.serialization.safe_globals(plain):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zip have many kinds; the reader needs the path and the reason
+        try:
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except Exception:  # damaged files, and those of torch before 1.6
+            unsafe = []
+        reason = f"it holds {sorted(unsafe)}, which may run code" if unsafe else f"{' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"checkpoint must hold tensors and plain data, cannot read {path}: {reason}; save its state_dict alone "
+            f"where you trust it"
+        ) from error
+
+
+def _paddle_tensors(loaded: Any) -> Any:
+    """Arrays as tensors, without Paddle's table of names; (name, array) as the array."""
+    if not isinstance(loaded, dict):
+        return loaded
+    found = {}
+    for name, value in loaded.items():
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
+            value = value[1]
+        if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
+            raise ValueError(f"{name!r} must be an array of numbers, got {value.dtype}; do not trust this file")
+        if isinstance(value, np.ndarray):
+            found[name] = torch.from_numpy(np.array(value))
+        elif name != _PADDLE_NAMES:
+            found[name] = _paddle_tensors(value)
+    return found
+
+
+def _weights_in(loaded: Any, averaged: bool | None) -> StoredWeights | None:
+    """The weights of what a file held: the thing itself, or what stands under a usual name in it."""
+    if not isinstance(loaded, Mapping):
+        return None
+    places: list[tuple[str, bool | None]] = [(place, None) for place in _AVERAGED if averaged is not False]
+    places += [(place, averaged) for place in _RAW]
+    for place, wanted in places:
+        inner = _weights_in(loaded.get(place), wanted)
+        if inner is not None:
+            beside = {str(name): value for name, value in loaded.items() if name != place}
+            return StoredWeights(inner.tensors, f"{place}.{inner.place}".rstrip("."), {**beside, **inner.others})
+    own = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    # Averaged weights may also stand beside the others in one dictionary, with a prefix; `find_head` chooses then.
+    if not own or (averaged is True and not any(map(is_averaged_copy, own))):
+        return None
+    return StoredWeights(own, "", {str(name): value for name, value in loaded.items() if str(name) not in own})
+
+
+def is_averaged_copy(name: str) -> bool:
+    """Whether a tensor is one of averaged weights that stand beside the others: "ema.…", "ema_model.…", "model_ema.…".
+
+    Example:
+        >>> is_averaged_copy("module_ema.fc.bias"), is_averaged_copy("semantic.fc.bias")
+        (True, False)
+    """
+    return "ema" in name.split(".")[0].split("_")
