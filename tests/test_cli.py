@@ -157,7 +157,11 @@ def test_predict_shows_the_error_and_goes_on(
         (["IMAGE", "--model", "MODEL", "--words", "unheard-of"], "words must have a vector in words.npz"),
         (["IMAGE", "--model", "MODEL", "--words", "dog", "--words-file", "x"], "got --words and --words-file"),
         (["IMAGE", "--model", "MODEL", "--words-file", "none.txt"], "none.txt"),
-        (["IMAGE", "--model", "MODEL", "--output", "tags.xlsx"], "--output must end in .jsonl or .csv, got tags.xlsx"),
+        (["IMAGE"], "--model must be given, got none"),
+        (
+            ["IMAGE", "--model", "MODEL", "--output", "tags.xlsx"],
+            "--output must end in .jsonl, .csv or .parquet, got tags.xlsx",
+        ),
         (["IMAGE", "--model", "MODEL", "--top-k", "0"], "top_k must be at least 1 or None, got 0"),
         (["IMAGE", "--model", "MODEL", "--threshold", "2"], "threshold must be in [0, 1], got 2.0"),
         (["IMAGE", "--model", "MODEL", "--device", "tpu"], "device must be auto or one of"),

@@ -75,7 +75,7 @@ def test_readme_links_exist() -> None:
     names = ["README.md", "CONTRIBUTING.md", "evaluation/protocols.md"]
     names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
     names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "data").glob("*/README.md"))]
-    assert len(names) == 14
+    assert len(names) == 19
     for name in names:
         text = (ROOT / name).read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
@@ -114,7 +114,15 @@ def test_readme_figures_are_those_of_the_reports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("guide", "printed"), [("training", "heldout_mean_average_precision"), ("zero_shot", "torch.Size([2, 2])")]
+    ("guide", "printed"),
+    [
+        ("training", "heldout_mean_average_precision"),
+        ("zero_shot", "torch.Size([2, 2])"),
+        ("scikit_learn", "(48, 2)"),
+        ("prediction", "('red circle', 'green star', 'blue triangle')"),
+        ("attention", "Attention(3 words, 8x8 places, 480x320px)"),
+        ("migrate_weights", "timm head in class mode on timm:resnet18"),
+    ],
 )
 def test_the_guides_run(
     guide: str, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,7 @@ from zsmld import Predictor, TextEncoder
 from zsmld.calibration import Calibration
 from zsmld.images import load_image
 from zsmld.predictor import Prediction, list_images
+from zsmld.predictor.prediction import best_labels
 
 MakeModel = Callable[..., Any]
 
@@ -199,6 +200,75 @@ def test_top_k_and_threshold(model: Any, images: list[Image.Image]) -> None:
     assert len(next(predictor.predict(images[0], top_k=None, threshold=0.0)).words) == 6
 
 
+def test_each_word_has_its_own_threshold(model: Any, images: list[Image.Image]) -> None:
+    predictor = make(model)
+    scores = predictor.score(images)[0]
+    middle = np.median(scores, axis=0)
+    own = {word: float(value) for word, value in zip(predictor.vocabulary.words[1:], middle[1:], strict=True)}
+    least = np.array([0.3, *middle[1:]], np.float32)  # the first word has the default
+    expected = [set(np.flatnonzero(row >= least)) for row in scores]
+    given = [set(p.labels) for p in predictor.predict(images, top_k=None, threshold=own, default_threshold=0.3)]
+    assert given == expected and 0 < sum(map(len, given)) < scores.size
+    predictor.set_thresholds(own, default_threshold=0.3)
+    assert predictor.thresholds == own and predictor.default_threshold == 0.3
+    assert [set(p.labels) for p in predictor.predict(images, top_k=None, threshold="stored")] == expected
+    same = predictor.predict(images, top_k=None, threshold=dict.fromkeys(predictor.vocabulary, 0.5))
+    assert list(same) == list(predictor.predict(images, top_k=None, threshold=0.5))
+
+
+def test_stored_thresholds_stay_with_their_words(model: Any) -> None:
+    predictor = make(model, ["dog", "cat"])
+    assert predictor.thresholds is None and predictor.default_threshold is None
+    predictor.set_thresholds({"dog": 0.25})
+    predictor.add_words(["zebra"])
+    assert predictor.thresholds == {"dog": 0.25} and predictor.default_threshold == 0.5
+    with pytest.raises(ValueError, match="thresholds must be of words of the predictor"):
+        predictor.set_thresholds({"lamp": 0.1})
+    assert predictor.thresholds == {"dog": 0.25}
+    predictor.set_words(["zebra", "dog"])
+    assert predictor.thresholds == {"dog": 0.25}
+    predictor.remove_words(["dog"])
+    assert predictor.thresholds == {}
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.5000001, 1.0]), min_size=1, max_size=12),
+    st.lists(st.booleans(), min_size=12, max_size=12),
+    st.one_of(st.none(), st.integers(1, 13)),
+)
+def test_best_labels_are_those_of_a_stable_sort(values: list[float], kept: list[bool], top_k: int | None) -> None:
+    scores, given_ = np.array(values, np.float32), np.array(kept[: len(values)])
+    order = [label for label in np.argsort(-scores, kind="stable") if given_[label]]
+    assert best_labels(scores, given_, top_k).tolist() == order[:top_k]
+
+
+def test_full_scores_are_those_of_every_word(model: Any, folder: Path) -> None:
+    predictor = make(model, batch_size=2)
+    scores, _ = predictor.score(folder)
+    found = list(predictor.predict(folder, top_k=1, threshold=1.0, full_scores=True))
+    assert [p.full_scores is None for p in found] == [p.error is not None for p in found]
+    rows = [p.full_scores for p in found if p.full_scores is not None]
+    assert all(row.dtype == np.float32 for row in rows)
+    np.testing.assert_array_equal(rows, scores)
+    assert found == list(predictor.predict(folder, top_k=1, threshold=1.0))  # neither compared, shown nor recorded
+    assert "full_scores" not in found[0].to_dict() and "full_scores=" not in repr(found[0])
+
+
+def test_a_running_prediction_keeps_its_words_and_thresholds(model: Any, images: list[Image.Image]) -> None:
+    predictor = make(model, ["dog", "cat"], batch_size=2)
+    predictor.set_thresholds({}, default_threshold=0.0)
+    expected = list(predictor.predict(images, threshold="stored"))
+    stream = predictor.predict(iter(images), threshold="stored")
+    found = [next(stream)]
+    predictor.set_thresholds({}, default_threshold=1.0)
+    predictor.add_words(["zebra"])
+    found.append(next(stream))
+    predictor.set_words(["beach"])
+    assert found + list(stream) == expected
+    assert next(predictor.predict(images[0])).words == ("beach",)
+
+
 def test_record_has_the_fixed_shape(model: Any, folder: Path) -> None:
     good, bad = (p.to_dict() for p in make(model).predict([folder / "a.png", folder / "c.jpg"], top_k=2))
     assert list(good) == list(bad) == ["path", "words", "scores", "labels", "error"]
@@ -266,6 +336,28 @@ def test_a_given_text_encoder_must_be_the_models(
     with pytest.raises(ValueError, match="text_encoder must be the one this model was trained with"):
         make(model, ["zebra"], text_encoder=other)
     assert make(model, ["zebra"], text_encoder=TextEncoder(f"vectors:{vectors_path}")).vocabulary.words == ("zebra",)
+
+
+def test_only_new_words_are_encoded_and_compiled(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding words costs what encoding them costs, however many there are."""
+    encoded: list[str] = []
+    compiled: list[int] = []
+    encode, queries = TextEncoder.encode_words, type(model.decoder).word_queries
+
+    def counting_encode(self: TextEncoder, words: Any) -> torch.Tensor:
+        encoded.extend(words)
+        return encode(self, words)
+
+    def counting_queries(self: Any, word_embeddings: torch.Tensor, *rest: Any) -> Any:
+        compiled.append(len(word_embeddings))
+        return queries(self, word_embeddings, *rest)
+
+    monkeypatch.setattr(TextEncoder, "encode_words", counting_encode)
+    monkeypatch.setattr(type(model.decoder), "word_queries", counting_queries)
+    predictor = make(model, ["zebra", "dog", "lamp"])  # the dog is the model's
+    predictor.add_words(["kite", "cat"], synonyms={"kite": ["cup"]})
+    predictor.remove_words(["dog"])
+    assert encoded == ["zebra", "lamp", "kite", "cup"] and compiled == [3, 3]
 
 
 # --------------------------------------------------------------------------------------------------------- calibration
@@ -388,7 +480,7 @@ def test_class_queries_take_their_reference_from_their_own_classes(
 def test_calibrations_that_cannot_be_used(make_model: MakeModel) -> None:
     model = make_model()
     for predictor in (make(model), make(model, calibrated=False)):
-        with pytest.raises(ValueError, match=r"threshold must be a number, or 'calibrated' .* and no calibration"):
+        with pytest.raises(ValueError, match=r"threshold must be a number, .* got 'calibrated' with no calibration"):
             predictor.predict([], threshold="calibrated")
     model.calibration = Calibration("per_word", transductive=True).to_dict()
     with pytest.raises(ValueError, match="calibrated must be False for this model, its calibration is transductive"):
@@ -398,7 +490,7 @@ def test_calibrations_that_cannot_be_used(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"calibration must have the keys .* are missing"):
         make(model)
     model.calibration = Calibration().to_dict()
-    with pytest.raises(ValueError, match=r"threshold must be a number, or 'calibrated' .* got 'best'"):
+    with pytest.raises(ValueError, match=r"threshold must be a number, .* got 'best'"):
         make(model).predict([], threshold="best")  # type: ignore[arg-type]
 
 
@@ -427,6 +519,12 @@ def test_class_mode_scores_its_classes_and_no_other(make_model: MakeModel, image
         ({"top_k": 0}, "top_k must be at least 1 or None, got 0"),
         ({"threshold": 1.5}, r"threshold must be in \[0, 1\], got 1\.5"),
         ({"threshold": -0.1}, r"threshold must be in \[0, 1\], got -0\.1"),
+        ({"threshold": True}, r"threshold must be in \[0, 1\], got True"),
+        ({"threshold": {"dgo": 0.5}}, r"thresholds must be of words of the predictor, got \['dgo'\] besides"),
+        ({"threshold": {"dog": 2}}, r"thresholds must be in \[0, 1\], got \{'dog': 2\}"),
+        ({"threshold": {}, "default_threshold": -1}, r"default_threshold must be in \[0, 1\] or 'calibrated', got -1"),
+        ({"threshold": {}, "default_threshold": "calibrated"}, "got 'calibrated' and no calibration"),
+        ({"threshold": "stored"}, "threshold must be a number, .* got 'stored' .* no stored thresholds"),
     ],
 )
 def test_wrong_options_are_refused_at_the_call(options: dict, message: str, model: Any) -> None:
@@ -443,9 +541,9 @@ def test_nan_logits_name_the_image(make_model: MakeModel, folder: Path) -> None:
         list(make(model).predict([folder / "c.jpg", folder / "b.jpg"]))
 
 
-def test_batch_size_is_checked(model: Any, images: list[Image.Image]) -> None:
-    with pytest.raises(ValueError, match="batch_size must be ≥ 1"):
-        list(make(model, batch_size=0).predict(images))
+def test_batch_size_is_checked(model: Any) -> None:
+    with pytest.raises(ValueError, match="batch_size must be ≥ 1, got 0"):
+        make(model, batch_size=0)
 
 
 def test_one_text_is_no_list_of_templates(model: Any) -> None:

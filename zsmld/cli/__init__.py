@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: default those of the process.
 
     Returns:
-        Exit status: 0 done, 1 done but some images could not be read, 2 refused.
+        Exit status: 0 done, 1 done but some images could not be read, 2 refused, 130 interrupted.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)

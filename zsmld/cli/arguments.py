@@ -2,6 +2,7 @@
 
 import argparse
 
+from zsmld.cli import predict as predicting
 from zsmld.cli import verbs
 
 
@@ -28,38 +29,27 @@ def build_parser() -> argparse.ArgumentParser:
 
     predict = verb(
         "predict",
-        verbs.predict,
+        predicting.predict,
         "rank words for images",
         "zsmld predict photos/ --model runs/my_photos/model --words dog,beach,'red car' --output tags.jsonl\n"
+        "  zsmld predict 'shards/*.tar' --model runs/my_photos/model --output tags.parquet --scores-output scores.npy\n"
+        "  torchrun --nproc_per_node 8 -m zsmld predict photos/ --model runs/my_photos/model --output tags.csv\n"
         "  zsmld predict photos/ --words dog,beach --model clip:ViT-B-16/openai scorer.views=global\n"
         "  zsmld predict photos/ --words dog,beach --model conse:timm:resnet50.a1_in1k scorer.top_positions=3\n\n"
+        "Repeated after an interruption, the same command goes on where it stopped. The exit status is 0, 1 if some\n"
+        "images could not be read, 2 if it was refused, 130 if it was interrupted; see docs/tagging.md.\n\n"
         "clip: and conse: need no training. image_encoder.…=…, scorer.…=… and text_encoder=… at the end change them,\n"
         "see docs/training_free.md.",
     )
-    predict.add_argument("images", nargs="+", help="image files, folders or globs")
-    predict.set_defaults(overrides=[])
+    predicting.add_arguments(predict)
+    predict.add_argument("--batch-size", type=int, default=32, help="images a batch (default: %(default)s)")
     predict.add_argument(
-        "--model", required=True, help="model folder, Hub id, clip:ARCH/PRETRAINED or conse:timm:NAME (no training)"
+        "--num-workers",
+        type=predicting.num_workers,
+        default="auto",
+        help="processes that decode; auto by machine (default: %(default)s)",
     )
-    predict.add_argument("--words", help="words to score, separated by commas; default those of the model")
-    predict.add_argument("--words-file", help="the same, one word a line")
-    predict.add_argument(
-        "--descriptions", help='JSON file with sentences for some words, {"zebra": ["a striped animal", …]}'
-    )
-    predict.add_argument(
-        "--templates",
-        nargs="+",
-        help="sentences with one {} where the word goes, or photo, simple or imagenet; default the model's",
-    )
-    predict.add_argument("--top-k", type=int, default=5, help="words an image (default: %(default)s)")
-    predict.add_argument(
-        "--threshold",
-        type=verbs.threshold,
-        help="only words with at least this score, in [0, 1]; or `calibrated`: each word's own threshold",
-    )
-    predict.add_argument("--uncalibrated", action="store_true", help="scores as the network gives them")
-    predict.add_argument("--output", help=".jsonl or .csv; default a table on the screen")
-    _add_scoring(predict, batch_size=32)
+    _add_device(predict)
 
     train = verb(
         "train",

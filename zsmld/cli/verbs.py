@@ -1,14 +1,12 @@
 """What each verb does: it opens one door and prints."""
 
 import argparse
-import csv
 import json
 import shutil
 import sys
 import textwrap
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zsmld.report import Report
@@ -20,97 +18,6 @@ def demo(options: argparse.Namespace) -> int:
 
     run_demo(options.output, device=options.device)
     return 0
-
-
-def predict(options: argparse.Namespace) -> int:
-    """Rank words for images."""
-    from tqdm.auto import tqdm
-
-    from zsmld import Predictor, ZeroShotClassifier
-    from zsmld.cli.training_free import build_scorer, is_scorer_override, is_training_free
-    from zsmld.predictor import list_images
-    from zsmld.vocabulary import read_descriptions
-
-    # Settings may stand behind the images or the templates, which take all that follows up to the next option.
-    settings = [text for text in options.images if is_scorer_override(text) and not Path(text).exists()]
-    settings += [text for text in options.templates or () if is_scorer_override(text) and "{}" not in text]
-    options.overrides = settings + options.overrides
-    options.images = [text for text in options.images if text not in settings]
-    if options.templates is not None:
-        options.templates = [text for text in options.templates if text not in settings]
-    training_free = is_training_free(options.model)
-    if options.overrides and not training_free:
-        raise ValueError(
-            f"settings must come with --model clip:… or conse:…, got {options.overrides} beside {options.model}, which "
-            f"has its own; leave them out"
-        )
-    if training_free and options.words is None and options.words_file is None:
-        raise ValueError(
-            f"words must be given with --words or --words-file, {options.model} knows none of its own; write for "
-            f"instance --words dog,beach"
-        )
-    if options.words is not None and options.words_file is not None:
-        raise ValueError("words must be given once, got --words and --words-file; leave one out")
-    words = None  # those of the model
-    if options.words is not None:
-        words = [word for word in options.words.split(",") if word.strip()]
-    if options.words_file is not None:
-        words = _lines(options.words_file)
-    suffix = Path(options.output).suffix if options.output else ""
-    if options.output and suffix not in (".jsonl", ".csv"):
-        raise ValueError(f"--output must end in .jsonl or .csv, got {options.output}; rename it")
-    # One path that is not there is a mistake to refuse; one of several is an image that cannot be read.
-    images = list_images(options.images[0] if len(options.images) == 1 else options.images)
-    descriptions = None if options.descriptions is None else read_descriptions(options.descriptions)
-    templates = _templates(options.templates)
-    if training_free:
-        model = build_scorer(options.model, options.overrides, templates)
-    else:
-        model = ZeroShotClassifier.from_pretrained(options.model)
-    predictor = Predictor(
-        model,
-        words,
-        device=options.device,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        templates=templates,
-        descriptions=descriptions,
-        calibrated=not options.uncalibrated,
-    )
-    predictions = predictor.predict(images, top_k=options.top_k, threshold=options.threshold)
-    num_unreadable = 0
-    with ExitStack() as stack:
-        stream: TextIO = sys.stdout
-        if options.output:
-            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(open(options.output, "w", encoding="utf-8", newline=""))
-        table = csv.writer(stream) if suffix == ".csv" else None
-        if table is not None:
-            table.writerow(["path", "words", "scores", "labels", "error"])
-        for p in tqdm(predictions, total=len(images), unit="image", disable=None if options.output else True):
-            num_unreadable += p.error is not None
-            if table is not None:
-                joined = ("|".join(p.words), "|".join(f"{s:.6f}" for s in p.scores), "|".join(map(str, p.labels)))
-                table.writerow([p.path, *joined, p.error or ""])
-            elif options.output:
-                stream.write(json.dumps(p.to_dict(), ensure_ascii=False) + "\n")
-            else:
-                ranked = "  ".join(f"{word} {score:.2f}" for word, score in zip(p.words, p.scores, strict=True))
-                print(f"{p.path}  {p.error or ranked or '(no word reaches the threshold)'}", flush=True)
-    if num_unreadable:
-        print(f"zsmld predict: {num_unreadable} of {len(images)} images could not be read", file=sys.stderr)
-    return 1 if num_unreadable else 0
-
-
-def _templates(given: list[str] | None) -> list[str] | str | None:
-    """The name of a set, or sentences; checked before anything long begins."""
-    from zsmld.vocabulary import TEMPLATE_SETS, check_templates
-
-    if given is None:
-        return None
-    templates = given[0] if len(given) == 1 and given[0] in TEMPLATE_SETS else given
-    check_templates(templates)
-    return templates
 
 
 def train(options: argparse.Namespace) -> int:
@@ -244,7 +151,7 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
     else:
         targets, vocabulary = read_matrix(options.targets), None
     if options.words_file:
-        words = tuple(_lines(options.words_file))
+        words = tuple(lines_of(options.words_file))
         scores, targets = (
             m if m.words else replace(m, words=words, words_from=options.words_file) for m in (scores, targets)
         )
@@ -262,7 +169,8 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
     )
 
 
-def _lines(path: str) -> list[str]:
+def lines_of(path: str) -> list[str]:
+    """The lines of a file that are not empty, without the blanks around them."""
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
@@ -306,11 +214,6 @@ def calibrate(options: argparse.Namespace) -> int:
         print(f"  {name:<26}{', '.join(f'{key} {100 * value:.1f}' for key, value in figures.items())}")
     print(f"\ncalibrated model: {options.output or options.model}")
     return 0
-
-
-def threshold(text: str) -> float | str:
-    """A score, or "calibrated"."""
-    return text if text == "calibrated" else float(text)
 
 
 def compare(options: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ trained with and those words' embeddings, so that scoring known words needs no t
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 
 from zsmld.decoder import MLDecoder, TrainingFreeScorer, build_decoder
 from zsmld.images import ImageEncoder
-from zsmld.model.files import CONFIG, WEIGHTS, local_folder, replaced
+from zsmld.model.files import CONFIG, WEIGHTS, local_folder, package_versions, replaced
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
+
+__all__ = ["ZeroShotClassifier", "create_model", "package_versions"]
 
 _FORMAT = 1
 _IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "interpolation", "resize"} | {
@@ -43,6 +44,7 @@ class ZeroShotClassifier(nn.Module):
     Attributes:
         heldout_words: seen words that were left out of training, for selection and calibration; stored with it.
         calibration: a `zsmld.calibration.Calibration` as plain data, stored with it; None before calibration.
+        prediction: words, synonyms and thresholds of the `zsmld.Predictor` that saved it, as plain data; None without.
         scores: what makes scores of logits: "sigmoid", or "softmax" where an image has one word; stored with it.
         training_record: how the weights came about, as plain data: the epoch, what selected it, whether they are
             averaged, every setting, the git revision; stored with it; None before training.
@@ -83,6 +85,7 @@ class ZeroShotClassifier(nn.Module):
         self.recipe = recipe
         self.heldout_words: tuple[str, ...] = ()
         self.calibration: dict[str, Any] | None = None
+        self.prediction: dict[str, Any] | None = None
         self.scores: str = "sigmoid"
         self.training_record: dict[str, Any] | None = None
         if vocabulary is not None:
@@ -270,6 +273,8 @@ class ZeroShotClassifier(nn.Module):
             config["heldout_words"] = list(self.heldout_words)
         if self.calibration is not None:
             config["calibration"] = self.calibration
+        if self.prediction is not None:
+            config["prediction"] = self.prediction
         if self.scores != "sigmoid":
             config["scores"] = self.scores
         if self.training_record is not None:
@@ -369,17 +374,6 @@ def create_model(
     return ZeroShotClassifier(image_encoder, decoder, text_encoder)
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of zsmld and of what decides its numbers."""
-    found = {}
-    for name in ("zsmld", "torch", "torchvision", "timm", "open_clip_torch", "sentence-transformers", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def _from_config(
     cls: type[ZeroShotClassifier], config: dict[str, Any], folder: Path
 ) -> tuple[ZeroShotClassifier, Vocabulary | None]:
@@ -398,11 +392,13 @@ def _from_config(
         # Checkpoints that were written before these were stored, or have none, lack the keys.
         model.heldout_words = check_words(config.get("heldout_words", ()), "heldout_words", allow_empty=True)
         model.calibration = config.get("calibration")
+        model.prediction = config.get("prediction")
         model.training_record = config.get("training")
         model.scores = config.get("scores", "sigmoid")
         if model.scores not in ("sigmoid", "softmax"):
             raise ValueError(f"checkpoint {folder} must have scores sigmoid or softmax, got {model.scores!r}")
-        for name, stored in (("calibration", model.calibration), ("training", model.training_record)):
+        plain = {"calibration": model.calibration, "prediction": model.prediction, "training": model.training_record}
+        for name, stored in plain.items():
             if not isinstance(stored, dict | None):
                 raise TypeError(f"a {name} of type {type(stored).__name__}, which is no mapping")
         strangers = sorted(set(model.heldout_words) - set(() if vocabulary is None else vocabulary.seen))

@@ -1,7 +1,8 @@
-"""The files of a checkpoint: where they are, and how each is written completely or not at all."""
+"""The files of a checkpoint: where they are, what wrote them, and how each is written completely or not at all."""
 
 import os
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -32,6 +33,17 @@ def local_folder(path_or_hub_id: str | Path, revision: str | None) -> Path:
             f"model must be an existing folder or a Hub id, {path_or_hub_id!r} is no folder here and the Hub "
             f"answered: {type(error).__name__}: {error}; correct the name or connect to the network"
         ) from error
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of zsmld and of what decides its numbers."""
+    found = {}
+    for name in ("zsmld", "torch", "torchvision", "timm", "open_clip_torch", "sentence-transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 class replaced:

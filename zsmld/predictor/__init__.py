@@ -1,53 +1,39 @@
-"""Door: Predictor. The vocabulary is compiled once, images are streamed, and unreadable ones come out as such."""
+"""Door: Predictor. The vocabulary is compiled once, images are streamed, and unreadable ones come out as such.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+sources       what stands for images
+loading       images as batches, decoded by other processes
+words         the words at hand, their synonyms and their query side
+prediction    what comes out for one image
+"""
+
+import copy
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from zsmld.calibration import Calibration
-from zsmld.datasets.loader import load_batches
-from zsmld.decoder import join_words
-from zsmld.images import ImageSource, load_image
 from zsmld.model import ZeroShotClassifier
+from zsmld.predictor.loading import LoadedImages, load_images, resolve_workers
+from zsmld.predictor.prediction import (
+    DefaultThreshold,
+    Prediction,
+    Threshold,
+    Thresholds,
+    check_threshold,
+    predictions_of,
+)
+from zsmld.predictor.sources import IMAGE_SUFFIXES, list_images, open_images
+from zsmld.predictor.stored import StoredPrediction, extended_vocabulary
+from zsmld.predictor.words import ScoredWords, check_synonyms, fitting_synonyms, texts_of
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import Vocabulary, check_descriptions, check_templates, check_words
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The words of one image.
-
-    Attributes:
-        path: of the image; None for one that came as an array, a tensor or an open image.
-        words: best first.
-        scores: in [0,1], in the order of `words`.
-        labels: positions of `words` in the predictor's vocabulary.
-        error: why the image could not be read, or None.
-    """
-
-    path: str | None
-    words: tuple[str, ...] = ()
-    scores: tuple[float, ...] = ()
-    labels: tuple[int, ...] = ()
-    error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The prediction record that `zsmld predict` writes."""
-        return {
-            "path": self.path,
-            "words": list(self.words),
-            "scores": list(self.scores),
-            "labels": list(self.labels),
-            "error": self.error,
-        }
+__all__ = ["IMAGE_SUFFIXES", "Prediction", "Predictor", "list_images"]
 
 
 class Predictor:
@@ -55,19 +41,21 @@ class Predictor:
 
     Args:
         model: a trained `ZeroShotClassifier`.
-        words: the words to score; default those the model was trained with.
+        words: the words to score; default those that a predictor was saved with, else those the model was trained with.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: images a batch.
-        num_workers: processes that decode images.
+        num_workers: processes that decode images; 0 decodes in this one, "auto" as `resolve_workers` says.
         text_encoder: encodes words the model does not know; default the checkpoint's own, built when first needed.
         templates: sentences with one `{}`, or the name of a set of them; default those of the model's vocabulary.
         descriptions: sentences about some of the words, which take the templates' place for these; see
             `zsmld.vocabulary.read_descriptions`. Default those of the model's vocabulary.
         calibrated: give calibrated scores where a calibration is stored with the model; False gives sigmoids of logits.
+        synonyms: other texts for some of the words, {"sofa": ["couch", "settee"]}: one result, whose score is that of
+            the best of them. Default those that a predictor was saved with.
 
     Raises:
-        ValueError: if there are no words, a duplicate, the text encoder is not the model's, or the model's calibration
-            is damaged or transductive.
+        ValueError: if there are no words, a duplicate, a synonym that is a word itself or of two words, the text
+            encoder is not the model's, or the model's calibration is damaged or transductive.
 
     Example:
         >>> from zsmld.resources import resource_path
@@ -83,28 +71,33 @@ class Predictor:
         words: Iterable[str] | None = None,
         device: str = "auto",
         batch_size: int = 32,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = "auto",
         text_encoder: TextEncoder | None = None,
         templates: Iterable[str] | str | None = None,
         descriptions: Mapping[str, Sequence[str]] | None = None,
         calibrated: bool = True,
+        synonyms: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.model = model.to(self.device).eval()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be ≥ 1, got {batch_size}; it is the number of images a batch")
+        resolve_workers(num_workers, self.device, None, batch_size)  # a wrong one is refused here
         self.batch_size, self.num_workers = batch_size, num_workers
         self._text_encoder = text_encoder
         self._templates = None if templates is None else check_templates(templates)
         self._descriptions = None if descriptions is None else check_descriptions(descriptions)
-        self._compiled: tuple[Tensor, ...] | None = None  # the query side of the vocabulary; None for class queries
+        stored = StoredPrediction.of(model)
         if words is None:
             if model.vocabulary is None:
                 raise ValueError(
                     "words must be given, the model knows none of its own; pass words=[...], "
                     "with class queries one name for each class"
                 )
-            words = model.vocabulary.words
+            words = stored.words or model.vocabulary.words
         words = check_words(words)
-        if self._descriptions and not set(self._descriptions) & set(words):
+        synonyms = fitting_synonyms(stored.synonyms, words) if synonyms is None else check_synonyms(synonyms, words)
+        if self._descriptions and not set(self._descriptions) & set(texts_of(words, synonyms)):
             raise ValueError(
                 f"descriptions must be of some of the words, got those of {list(self._descriptions)[:3]} and words "
                 f"{list(words[:3])}; write the words as they stand in the file"
@@ -116,191 +109,277 @@ class Predictor:
                 "where these are streamed; pass calibrated=False (--uncalibrated), or calibrate without "
                 "transductive=True (--transductive)"
             )
-        # Their logits standardise each image's; they are scored in one pass with the words.
+        # Their logits standardise each image's; they stand before the words and are scored in one pass with them.
         self._reference: tuple[Tensor, ...] | None = None
         if self.calibration is not None and self.calibration.reference_words and model.decoder.text_dim is not None:
             self._reference = self._compile(model.encode_words(self.calibration.reference_words, text_encoder))
-        self.set_words(words)
+        self._words = self._scored(words, synonyms, self._reference)
+        self._thresholds = None if stored.thresholds is None else stored.thresholds.of_words(self.vocabulary)
 
-    def set_words(self, words: Iterable[str]) -> None:
-        """Score these words from now on, in this order."""
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The N results, in the order of their labels."""
+        return self._words.vocabulary
+
+    @property
+    def synonyms(self) -> dict[str, tuple[str, ...]]:
+        """Other texts of the words that have some; a copy."""
+        return dict(self._words.synonyms)
+
+    @property
+    def thresholds(self) -> dict[str, float] | None:
+        """Stored least scores of single words, see `set_thresholds`; a copy. None if nothing is stored."""
+        return None if self._thresholds is None else dict(self._thresholds.words)
+
+    @property
+    def default_threshold(self) -> DefaultThreshold | None:
+        """The stored least score of all other words; None if nothing is stored."""
+        return None if self._thresholds is None else self._thresholds.default
+
+    # ------------------------------------------------------------------------------------------------------ words
+
+    def set_words(self, words: Iterable[str], synonyms: Mapping[str, Iterable[str]] | None = None) -> None:
+        """Score these words from now on, in this order. A prediction that has begun goes on with those it began with.
+
+        Args:
+            words: in the order of their labels. Thresholds of those that stay, stay.
+            synonyms: as for the predictor; default those that there were, as far as these words leave room for them.
+        """
         words = check_words(words)
-        if self.model.decoder.text_dim is None:
-            self._set_classes(words)
-            return
-        vocabulary = self._partitioned(words)
-        # Both are replaced together, at the end: a word that cannot be encoded leaves the predictor as it was.
-        compiled = self._compile(self._encode(vocabulary))
-        self.vocabulary, self._compiled = vocabulary, compiled
+        synonyms = fitting_synonyms(self.synonyms, words) if synonyms is None else check_synonyms(synonyms, words)
+        # All is replaced at the end: a word that cannot be encoded leaves the predictor as it was.
+        self._replace(self._scored(words, synonyms, self._reference))
 
-    def add_words(self, words: Iterable[str]) -> None:
+    def add_words(self, words: Iterable[str], synonyms: Mapping[str, Iterable[str]] | None = None) -> None:
         """Score more words as well, without training; the labels of the others stay as they are.
 
+        Only the new words are encoded and compiled.
+
+        Args:
+            words: at the end, in this order.
+            synonyms: of some of the new words.
+
         Raises:
-            ValueError: if a word is already there, or in class mode.
+            ValueError: if a word or synonym is already there, or in class mode.
         """
         if self.model.decoder.text_dim is None:
             raise ValueError(
                 "words cannot be added in class mode, the classes are fixed; train a head with word queries"
             )
-        vocabulary = self._partitioned(self.vocabulary.add(words).words)
-        new = vocabulary.select(vocabulary.words[len(self.vocabulary) :])
-        fresh = self._compile(self._encode(new))
-        assert self._compiled is not None  # word mode
-        self.vocabulary = vocabulary
-        self._compiled = join_words(self._compiled, fresh)
+        now, words = self._words, check_words(words)
+        every = now.vocabulary.add(words).words
+        taken = [word for word in words if word in now.texts]
+        if taken:
+            raise ValueError(
+                f"words must not be synonyms of others, got {taken[:5]}; give set_words the words and synonyms anew"
+            )
+        both = check_synonyms({**now.synonyms, **check_synonyms(synonyms or {}, words)}, every)
+        more = self._scored(words, {word: both[word] for word in words if word in both})
+        vocabulary = self._partitioned(every)
+        texts = self._partitioned(texts_of(every, both)) if both else vocabulary
+        self._replace(now.joined(more, vocabulary, texts))
 
     def remove_words(self, words: Iterable[str]) -> None:
-        """Stop scoring some words.
+        """Stop scoring some words; their synonyms and thresholds go with them.
 
         Raises:
             ValueError: if one is not there, or none would be left.
         """
-        leaving = {self.vocabulary.index(word) for word in check_words(words)}
-        kept = [label for label in range(len(self.vocabulary)) if label not in leaving]
+        words = check_words(words)
+        self._words.vocabulary.labels(words)  # raises where one is not there
         if self.model.decoder.text_dim is None:
             raise ValueError("words cannot be removed in class mode, the classes are fixed; use top_k or a threshold")
-        if not kept:
+        if len(words) == len(self.vocabulary):
             raise ValueError("words must have at least one left, all would be removed; use set_words")
-        assert self._compiled is not None  # word mode
-        self.vocabulary = self.vocabulary.select(self.vocabulary.words[label] for label in kept)
-        self._compiled = tuple(part[kept] for part in self._compiled)
+        self._replace(self._words.without(words))
+
+    def set_thresholds(self, thresholds: Mapping[str, float], default_threshold: DefaultThreshold = 0.5) -> None:
+        """Store thresholds, which `threshold="stored"` uses and `save_pretrained` saves.
+
+        Args:
+            thresholds: least scores, in [0,1], of some of the words.
+            default_threshold: of all others, also of words added later; "calibrated": that of the model's calibration.
+
+        Raises:
+            ValueError: if a word is not there or a score not in [0,1], or "calibrated" without a calibration.
+        """
+        given = Thresholds(thresholds, default_threshold)
+        self._thresholds = given.checked(self.vocabulary, self.calibration is not None)
+
+    # ----------------------------------------------------------------------------------------------------- images
 
     def predict(
         self,
         images: Any,
         top_k: int | None = 5,
-        threshold: float | Literal["calibrated"] | None = None,
-    ) -> Iterator[Prediction]:
+        threshold: Threshold = None,
+        full_scores: bool = False,
+        progress: bool = False,
+        default_threshold: DefaultThreshold = 0.5,
+    ) -> Generator[Prediction, None, None]:
         """The best words of each image, in order; images are read and scored a batch at a time, as they are asked for.
 
         Args:
             images: a path, a folder (searched below, sorted), a glob, a PIL image, an array, a transformed tensor
-                (3,H,W), an open file, or a list of any of these.
+                (3,H,W), an open file, bytes, a list of any of these, or anything that gives them one after the other,
+                a generator for instance: it is never listed, and read ahead by no more than the workers' batches.
             top_k: at most this many words an image; None for all.
-            threshold: only words with at least this score, in [0,1]; or "calibrated", only words that reach their own
-                threshold in the model's calibration, or its default for words without labelled images.
+            threshold: only words with at least this score, in [0,1]; a mapping gives each word its own. "calibrated":
+                only words that reach their own threshold in the model's calibration, or its default for words without
+                labelled images; a synonym reaches its own for its word. "stored": those of `set_thresholds`.
+            full_scores: give the scores of every word as well.
+            progress: show a bar.
+            default_threshold: of the words that a mapping lacks; as for `set_thresholds`.
 
         Yields:
-            A `Prediction` for each image; one that cannot be read has `error` set, and the rest still comes out.
+            A `Prediction` for each image; one that cannot be read has `error` set, and the rest still comes out. Words
+            and thresholds are those of the call, whatever the predictor is told before the last image.
 
         Raises:
             FileNotFoundError: if a path, folder or glob matches nothing.
-            ValueError: on a bad top_k or threshold, calibrated thresholds without a calibration, or if the model gives
-                NaN.
+            ValueError: on a bad top_k or threshold, calibrated thresholds without a calibration, stored ones that are
+                not there, or if the model gives NaN.
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1 or None, got {top_k}; choose how many words to return")
-        if isinstance(threshold, str):
-            if threshold != "calibrated" or self.calibration is None:
-                raise ValueError(
-                    f"threshold must be a number, or 'calibrated' for a calibrated model, got {threshold!r} and "
-                    f"{'a' if self.calibration else 'no'} calibration; calibrate the model, or give a number"
-                )
-        elif threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}; scores lie between these")
-        return self._predict(list_images(images), top_k, threshold)
+        thresholds = check_threshold(
+            threshold, default_threshold, self._thresholds, self.vocabulary, self.calibration is not None
+        )
+        sources, total = open_images(images)
+        return self._predict(self._words, thresholds, sources, total, top_k, full_scores, progress)
 
-    def _predict(
-        self, sources: list[Any], top_k: int | None, threshold: float | Literal["calibrated"] | None
-    ) -> Iterator[Prediction]:
-        for batch_sources, logits, errors in self._stream(sources):
-            scores, given = self._scores(logits), np.ones(logits.shape, bool)
-            if isinstance(threshold, str):
-                assert self.calibration is not None  # predict made sure
-                given = self.calibration.margins(logits, self.vocabulary) >= 0
-            elif threshold is not None:
-                given = scores >= threshold
-            done = 0
-            for position, source in enumerate(batch_sources):
-                path = _path(source)
-                if position in errors:
-                    yield Prediction(path, error=errors[position])
-                    continue
-                row, kept, done = scores[done], given[done], done + 1
-                order = np.argsort(-row, kind="stable")
-                order = order[kept[order]][:top_k]
-                yield Prediction(
-                    path,
-                    words=tuple(self.vocabulary.words[label] for label in order),
-                    scores=tuple(float(score) for score in row[order]),
-                    labels=tuple(int(label) for label in order),
-                )
-
-    def score(self, images: Any) -> tuple[np.ndarray, list[Prediction]]:
+    def score(self, images: Any, progress: bool = False) -> tuple[np.ndarray, list[Prediction]]:
         """The whole score matrix.
 
         Args:
             images: as in `predict`.
+            progress: show a bar.
 
         Returns:
             Scores (M,N) fp32 in [0,1] of the readable images, and a `Prediction` with `error` for each other one.
         """
-        rows, failed = [], []
-        for sources, logits, errors in self._stream(list_images(images)):
-            rows.append(self._scores(logits))
-            failed += [Prediction(_path(sources[position]), error=error) for position, error in errors.items()]
-        return (np.concatenate(rows) if rows else np.empty((0, len(self.vocabulary)), np.float32)), failed
+        sources, total = open_images(images)
+        rows, failed = [np.empty((0, len(self.vocabulary)), np.float32)], []
+        for batch, scores, _ in self._stream(self._words, sources, total, progress):
+            rows.append(scores)
+            failed += [Prediction(batch.paths[place], error=error) for place, error in batch.errors.items()]
+        return np.concatenate(rows), failed
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save the model as it is used here; `Predictor(ZeroShotClassifier.from_pretrained(folder))` goes on from it.
+
+        With the network go the words, their embeddings, so that nobody needs the text encoder for them, their synonyms
+        and thresholds. Words that the model did not know are unseen words of its vocabulary then; its partition and
+        calibration stay what they were.
+
+        Args:
+            folder: made if it does not exist; that of the model itself is replaced.
+
+        Raises:
+            ValueError: if reference words of the calibration have other templates or descriptions here.
+        """
+        saved = copy.copy(self.model)  # with the same weights; this predictor's model stays as it is
+        saved.prediction = StoredPrediction(self.vocabulary.words, self.synonyms, self._thresholds).to_dict()
+        words = self._words
+        if words.embeddings is not None:
+            saved.remember_words(*extended_vocabulary(self.model, words.texts, words.embeddings))
+        saved.save_pretrained(folder)
+
+    # ------------------------------------------------------------------------------------------------------ inside
+
+    def _predict(
+        self,
+        words: ScoredWords,
+        thresholds: Thresholds | None,
+        sources: Iterable[Any],
+        total: int | None,
+        top_k: int | None,
+        full_scores: bool,
+        progress: bool,
+    ) -> Generator[Prediction, None, None]:
+        least = None if thresholds is None else thresholds.least_scores(words.vocabulary)  # (N,)
+        for batch, scores, of_texts in self._stream(words, sources, total, progress):
+            given = np.ones(scores.shape, bool) if least is None else scores >= least
+            if least is not None and np.isnan(least).any():
+                assert self.calibration is not None  # it decides
+                margins = words.best_of_texts(self.calibration.margins(of_texts, words.texts))
+                given = np.where(np.isnan(least), margins >= 0, given)
+            yield from predictions_of(batch.paths, scores, given, batch.errors, words.vocabulary, top_k, full_scores)
 
     @torch.no_grad()
-    def _stream(self, sources: list[Any]) -> Iterator[tuple[list[Any], np.ndarray, dict[int, str]]]:
-        """Batches of sources with the logits (B,N) of the readable ones, calibrated if the scores are to be, and the
-        errors of the others by position.
+    def _stream(
+        self, words: ScoredWords, sources: Iterable[Any], total: int | None, progress: bool
+    ) -> Generator[tuple[LoadedImages, np.ndarray, np.ndarray], None, None]:
+        """Batches, the scores (G,N) of what could be read in them, and its texts' logits (G,P), calibrated if they are.
+
+        Workers begin with the first batch.
         """
-        images = _Sources(sources, self.model.image_encoder.transform.image_size)
-        batches = load_batches(
-            images, self.model.image_encoder.transform, self.batch_size, num_workers=self.num_workers
-        )
-        for number, batch in enumerate(batches):
-            start = number * self.batch_size
-            part = sources[start : start + self.batch_size]
-            errors = {int(row) - start: error for row, error in batch.unreadable}
-            logits = np.empty((0, len(self.vocabulary)), np.float32)
-            if len(batch):
-                logits = self._logits(batch.inputs.to(self.device)).cpu().numpy()  # (B,N+R), R reference words
-                bad = np.isnan(logits).any(1)
-                if bad.any():
-                    name = sources[int(batch.rows[int(bad.argmax())])]
-                    raise ValueError(f"logits must be numbers, got NaN for {name}; check the checkpoint's weights")
+        num_workers = resolve_workers(self.num_workers, self.device, total, self.batch_size)
+        transform = self.model.image_encoder.transform
+        with tqdm(total=total, unit="image", disable=not progress) as bar:
+            for batch in load_images(sources, transform, self.batch_size, num_workers, self.device):
+                logits = np.empty((0, words.num_reference + len(words.texts)), np.float32)
+                if len(batch.inputs):
+                    logits = self._logits(batch.inputs, words).cpu().numpy()  # (G,R+P)
+                    _check_logits(logits, batch)
+                reference, of_texts = np.split(logits, [words.num_reference], axis=1)
                 if self.calibration is not None:
-                    logits, reference = np.split(logits, [len(self.vocabulary)], axis=1)
-                    logits = self.calibration.apply(
-                        logits, self.vocabulary, None if self._reference is None else reference
-                    )
-            yield part, logits, errors
+                    # Each text as what it is, trained or not; only then can texts be compared.
+                    of_texts = self.calibration.apply(of_texts, words.texts, reference if words.num_reference else None)
+                yield batch, self._scores(words.best_of_texts(of_texts)), of_texts
+                bar.update(len(batch.paths))
 
     def _scores(self, logits: np.ndarray) -> np.ndarray:
+        """(G,N) of the results -> fp32 in [0,1]."""
         if self.calibration is not None:
             return self.calibration.scores(logits)
         if self.model.scores == "softmax":  # one word an image: its words share the probability
             return torch.softmax(torch.from_numpy(logits), 1).numpy()
         return torch.sigmoid(torch.from_numpy(logits)).numpy()
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        """(B,3,H,W) -> logits fp32 (B,N), or with reference words behind the others (B,N+R)."""
-        spatial = self.model.image_encoder(inputs)  # (B,S,C)
-        if self._compiled is None:
+    def _logits(self, inputs: Tensor, words: ScoredWords) -> Tensor:
+        """(G,3,H,W) -> logits fp32 (G,R+P), reference words before the texts."""
+        spatial = self.model.image_encoder(inputs)  # (G,S,C)
+        if words.compiled is None:
             return self.model.decoder(spatial).float()
-        queries = self._compiled
-        if self._reference is not None:
-            queries = join_words(queries, self._reference)
-        return self.model.decoder.decode(spatial, *queries).float()
+        return self.model.decoder.decode(spatial, *words.compiled).float()
 
     @torch.no_grad()
     def _compile(self, word_embeddings: Tensor) -> tuple[Tensor, ...]:
         return self.model.decoder.word_queries(word_embeddings.to(self.device))
 
-    def _encode(self, vocabulary: Vocabulary) -> Tensor:
-        new = self.model.unknown_words(vocabulary)
-        if new and self._text_encoder is None and self.model.text_encoder is not None:
+    def _scored(
+        self,
+        words: tuple[str, ...],
+        synonyms: Mapping[str, tuple[str, ...]],
+        reference: tuple[Tensor, ...] | None = None,
+    ) -> ScoredWords:
+        """Words and synonyms with their query side, behind that of the reference words."""
+        if self.model.decoder.text_dim is None:
+            return ScoredWords(vocabulary := self._classes(words, synonyms), {}, vocabulary)
+        texts = self._partitioned(texts_of(words, synonyms))
+        vocabulary = texts.select(words) if synonyms else texts
+        if self.model.unknown_words(texts) and self._text_encoder is None and self.model.text_encoder is not None:
             self._text_encoder = self.model.build_text_encoder(str(self.device))
-        return self.model.encode_words(vocabulary, self._text_encoder)
+        embeddings = self.model.encode_words(texts, self._text_encoder)
+        scored = ScoredWords(vocabulary, synonyms, texts, embeddings, self._compile(embeddings))
+        return scored if reference is None else scored.behind(reference)
 
-    def _partitioned(self, words: tuple[str, ...]) -> Vocabulary:
+    def _replace(self, words: ScoredWords) -> None:
+        self._words = words
+        if self._thresholds is not None:
+            self._thresholds = self._thresholds.of_words(words.vocabulary)
+
+    def _partitioned(self, words: Iterable[str]) -> Vocabulary:
         """Words as seen or unseen as the model has them."""
         return self.model.prompted(words, self._templates, self._descriptions)
 
-    def _set_classes(self, words: tuple[str, ...]) -> None:
+    def _classes(self, words: tuple[str, ...], synonyms: Mapping[str, tuple[str, ...]]) -> Vocabulary:
+        if synonyms:
+            raise ValueError(
+                f"synonyms must be none in class mode, got those of {list(synonyms)[:3]}; train a head with word "
+                f"queries"
+            )
         # Unnamed classes take any names.
         classes = self.model.vocabulary or self._partitioned(words)
         if words != classes.words or len(words) != self.model.decoder.num_classes:
@@ -308,76 +387,15 @@ class Predictor:
                 f"words must be the {self.model.decoder.num_classes} classes of the model in their order, it has class "
                 f"queries, got {len(words)} words; train a head with word queries to score other words"
             )
-        self.vocabulary, self._compiled = classes, None
+        return classes
 
     def __repr__(self) -> str:
         return f"Predictor({self.model!r}, {len(self.vocabulary)} words, device={str(self.device)!r})"
 
 
-def list_images(images: Any) -> list[ImageSource | Tensor]:
-    """Every image that a path, folder, glob, image object or list of these stands for.
-
-    Raises:
-        FileNotFoundError: if a path or glob matches nothing, or a folder holds no image.
-        TypeError: if something is no image.
-
-    Example:
-        >>> len(list_images([Image.new("RGB", (8, 8)), "somewhere.jpg"]))
-        2
-    """
-    if isinstance(images, (str, Path)):
-        path = Path(images)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        elif path.exists():
-            found = [path]
-        else:
-            parent = Path(path.anchor) if path.is_absolute() else Path()
-            pattern = str(path.relative_to(parent)) if path.is_absolute() else str(path)
-            found = sorted(p for p in parent.glob(pattern) if p.is_file()) if any(c in pattern for c in "*?[") else []
-        if not found:
-            raise FileNotFoundError(
-                f"images must be an existing file, a folder with images or a glob that matches some, found none at "
-                f"{images}; correct the path"
-            )
-        return list(found)
-    if _is_image_object(images):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise TypeError(f"images must be a path, an image or a list of these, got {type(images).__name__}; see predict")
-    listed: list[ImageSource | Tensor] = []
-    for image in images:
-        if not isinstance(image, (str, Path)) and not _is_image_object(image):
-            raise TypeError(f"each image must be a path, an image, an array or an open file, got {image!r}; remove it")
-        # A missing file inside a list is one unreadable image, not the end of all others.
-        is_group = isinstance(image, (str, Path)) and (Path(image).is_dir() or any(c in str(image) for c in "*?["))
-        listed += list_images(image) if is_group else [image]
-    return listed
-
-
-def _is_image_object(source: Any) -> bool:
-    return isinstance(source, (Image.Image, np.ndarray, Tensor, bytes)) or hasattr(source, "read")
-
-
-def _path(source: Any) -> str | None:
-    return str(source) if isinstance(source, (str, Path)) else None
-
-
-class _Sources:
-    """The sources as a dataset; ids are positions, so that two equal paths stay two images."""
-
-    def __init__(self, sources: list[Any], image_size: int) -> None:
-        self.sources, self.tensor_shape = sources, (3, image_size, image_size)
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        source = self.sources[index]
-        if isinstance(source, Tensor) and tuple(source.shape) != self.tensor_shape:
-            raise ValueError(
-                f"an image tensor must be transformed, {self.tensor_shape}, got {tuple(source.shape)}; pass it through "
-                f"model.image_encoder.transform"
-            )
-        image = source.float() if isinstance(source, Tensor) else load_image(source)
-        return {"image": image, "targets": np.empty(0, np.int8), "id": str(index)}
+def _check_logits(logits: np.ndarray, batch: LoadedImages) -> None:
+    bad = np.isnan(logits).any(1)
+    if bad.any():
+        readable = [position for position in range(len(batch.paths)) if position not in batch.errors]
+        name = batch.paths[readable[int(bad.argmax())]] or "an image"
+        raise ValueError(f"logits must be numbers, got NaN for {name}; check the checkpoint's weights")

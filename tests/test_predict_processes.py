@@ -1,0 +1,91 @@
+"""`zsmld predict` in several processes: the files of one process, to the byte."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zsmld import Predictor, ZeroShotClassifier
+from zsmld.cli import main
+from zsmld.predictor import collection
+from zsmld.predictor.collection import Outputs, tag_collection
+from zsmld.predictor.parts import PartsFolder, missing
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch knows no processes")
+
+
+def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += ["-m", "zsmld", "predict", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_two_processes_finish_what_one_began(
+    photos: Path, make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    make_model().save_pretrained("model")
+    Path("images", "010.png").write_bytes(b"broken")
+    monkeypatch.setattr(collection, "_SECONDS_A_PART", 0.0)
+    predictor = Predictor(ZeroShotClassifier.from_pretrained("model"), device="cpu", batch_size=4, num_workers=0)
+    tag_collection(predictor, "images", Outputs("one/tags.csv", "one/scores.npy"))
+
+    predict, given = Predictor.predict, []
+
+    def stopped(self: Predictor, images: Any, **options: Any) -> Any:
+        for prediction in predict(self, images, **options):
+            if len(given) == 9:
+                raise KeyboardInterrupt
+            given.append(prediction.path)
+            yield prediction
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tag_collection(predictor, "images", Outputs("two/tags.csv", "two/scores.npy"))
+    assert missing(PartsFolder(Path("two/tags.csv.parts")).parts(), 24) == [(8, 24)]
+
+    arguments = ["images", "--model", "model", "--device", "cpu", "--batch-size", "4", "--num-workers", "0"]
+    done = launched(*arguments, "--output", "two/tags.csv", "--scores-output", "two/scores.npy")
+    # The launcher's own status is 1 for any status of a process that is not 0.
+    assert done.returncode == 1 and 'Traceback (most recent call last):\n  File "/work' not in done.stderr
+    assert done.stderr.count("went on with an interrupted run, 8 of 24 images were done") == 1
+    assert done.stderr.count("1 of 24 images could not be read") == 1
+    assert sorted(path.name for path in Path("two").iterdir()) == ["scores.npy", "scores.words.txt", "tags.csv"]
+    for name in ("tags.csv", "scores.npy"):
+        assert Path("two", name).read_bytes() == Path("one", name).read_bytes()
+
+
+def test_a_refusal_is_said_once(photos: Path, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two forked processes, as a launcher starts them."""
+    monkeypatch.chdir(photos)
+    make_model().save_pretrained("model")
+    Path("tags.csv").write_text("mine")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            status = 99
+            try:
+                os.dup2(os.open(f"stderr{rank}", os.O_WRONLY | os.O_CREAT), 2)
+                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  # pytest has put its own in its place
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+                os.environ |= {"MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+                status = main(["predict", "images", "--model", "model", "--device", "cpu", "--output", "tags.csv"])
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [2, 2]
+    assert Path("stderr0").read_text().count("tags.csv must not exist yet, it does") == 1
+    assert "zsmld predict" not in Path("stderr1").read_text()
+    assert Path("tags.csv").read_text() == "mine" and not Path("tags.csv.parts").exists()

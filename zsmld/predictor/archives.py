@@ -1,0 +1,165 @@
+"""The images of a collection: loose files, and the members of tar shards, which are read when they are needed."""
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from zsmld.images import ImageSource
+from zsmld.predictor.sources import IMAGE_SUFFIXES, list_images
+
+_BLOCK = 512  # bytes; a tar file is made of these, and ends with one of zeros
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CollectedImage:
+    """Where one image of a collection is.
+
+    Attributes:
+        path: what its record is called: that of the file, or `SHARD.tar/MEMBER`. Bytes that are no UTF-8 stand as
+            `\\xe9`, so that every record can be written.
+        file: the file, or the shard it is in.
+        offset: in bytes, of the image in its shard; -1 for a file of its own.
+        size: in bytes, in its shard.
+    """
+
+    path: str
+    file: str
+    offset: int = -1
+    size: int = -1
+
+    def source(self) -> ImageSource:
+        """What `Predictor.predict` and `load_image` take."""
+        return self.file if self.offset < 0 else cast(BinaryIO, ArchivedImage(self))
+
+
+class ArchivedImage:
+    """A member of a tar shard as an open file, whose bytes are read when the first of them is asked for.
+
+    Nothing is open before, so that it can be handed to a process that decodes.
+
+    Args:
+        place: where it is.
+    """
+
+    def __init__(self, place: CollectedImage) -> None:
+        self.name = place.path
+        self._place = place
+        self._content: io.BytesIO | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes from here on; all for -1."""
+        return self._opened().read(size)
+
+    def readline(self, size: int = -1) -> bytes:
+        """The bytes up to the next end of a line."""
+        return self._opened().readline(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move; the new position in bytes."""
+        return self._opened().seek(offset, whence)
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._opened().tell()
+
+    def _opened(self) -> io.BytesIO:
+        if self._content is None:
+            with open(self._place.file, "rb") as file:
+                file.seek(self._place.offset)
+                self._content = io.BytesIO(file.read(self._place.size))
+        return self._content
+
+
+def list_collection(images: str | Path | Iterable[str | Path]) -> Iterator[CollectedImage]:
+    """Every image that paths, folders, globs and tar shards stand for, in order; no image is read.
+
+    Of a shard, which must be an uncompressed `.tar`, the headers are read, and each member is an image whose name ends
+    like one. What a shard that is damaged or cut off still holds is listed, and then the shard itself: as an image that
+    cannot be read, it becomes an error record. An image whose path is listed twice comes twice.
+
+    Args:
+        images: a path, a folder (searched below, sorted), a glob, or a list of these.
+
+    Raises:
+        FileNotFoundError: if a folder or glob, or a path alone, matches nothing.
+        TypeError: if something is no path.
+        ValueError: if a shard is compressed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 8)).save(folder + "/a.png")
+        ...     with tarfile.open(folder + "/000.tar", "w") as shard:
+        ...         shard.add(folder + "/a.png", "b.png")
+        ...     [os.path.relpath(image.path, folder) for image in list_collection(folder)]
+        ['000.tar/b.png', 'a.png']
+    """
+    if isinstance(images, (str, Path)):
+        yield from _listed(images, images)
+        return
+    for given in images:
+        if not isinstance(given, (str, Path)):
+            raise TypeError(
+                f"images must be paths, folders, globs or tar shards to make a collection, got "
+                f"{type(given).__name__}; use Predictor.predict for images in memory"
+            )
+        yield from _listed(given, [given])
+
+
+def _listed(given: str | Path, asked: str | Path | list[str | Path]) -> Iterator[CollectedImage]:
+    """The images of one path; `asked` says whether it stands alone or in a list, where one may be missing."""
+    archives = sorted(p for p in Path(given).rglob("*.tar") if p.is_file()) if Path(given).is_dir() else []
+    try:
+        paths = [*map(str, list_images(asked)), *map(str, archives)]
+    except FileNotFoundError:
+        if not archives:
+            raise
+        paths = [str(path) for path in archives]
+    # Sorted as `list_images` sorts, part by part of the path, where shards stand among loose files.
+    for path in sorted(paths, key=lambda p: Path(p).parts) if archives else paths:
+        if _COMPRESSED.search(path):
+            raise ValueError(
+                f"a tar shard must be uncompressed, so that its images can be found again, got {path}; unpack it to "
+                f"a .tar, images are compressed as they are"
+            )
+        if path.lower().endswith(".tar") and os.path.isfile(path):
+            yield from _members(path)
+        else:
+            yield CollectedImage(printable(path), path)
+
+
+def _members(shard: str) -> Iterator[CollectedImage]:
+    """The images of a shard; at last the shard itself if it does not end as a tar file does."""
+    end = 0
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                end = archive.offset
+                if member.isreg() and os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
+                    path = printable(f"{shard}/{member.name.removeprefix('./')}")
+                    yield CollectedImage(path, shard, member.offset_data, member.size)
+        with open(shard, "rb") as file:
+            file.seek(end)
+            whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile takes any rubbish for the end
+    except (tarfile.TarError, OSError):
+        whole = False
+    if not whole:
+        yield CollectedImage(printable(shard), shard)
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that can be written anywhere: bytes that are no UTF-8 as `\\xe9`.
+
+    Example:
+        >>> printable("caf\\udce9.jpg")
+        'caf\\\\xe9.jpg'
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

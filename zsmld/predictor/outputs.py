@@ -1,0 +1,120 @@
+"""The files of a tagged collection, written from its parts: records, the scores of all words, a contact sheet."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from zsmld.predictor.parts import PartsFolder, in_chunks, missing, written_whole
+from zsmld.predictor.pictures import ContactSheet
+from zsmld.predictor.records import (
+    RECORD_SUFFIXES,
+    SCORES_SUFFIXES,
+    predictions_from,
+    rows_a_chunk,
+    write_records,
+    write_scores,
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a tagged collection; each appears whole.
+
+    Args:
+        records: `.jsonl`, `.csv` or `.parquet`: a prediction record an image, in the order of the images.
+        scores: `.npy` or `.parquet`: the scores of all words as well, see `write_scores`; the words of a `.npy` stand
+            beside it, one a line, in `NAME.words.txt`.
+        contact_sheet: `.html`: pages of thumbnails with their words.
+
+    Raises:
+        ValueError: if an ending is not one of these, or two are one file.
+    """
+
+    records: str | Path
+    scores: str | Path | None = None
+    contact_sheet: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        endings = {"records": RECORD_SUFFIXES, "scores": SCORES_SUFFIXES, "contact_sheet": (".html",)}
+        for name, suffixes in endings.items():
+            path, option = getattr(self, name), "--output" if name == "records" else f"--{name}-output"
+            option = "--contact-sheet" if name == "contact_sheet" else option
+            if path is not None and Path(path).suffix not in suffixes:
+                *others, last = suffixes
+                wanted = f"{', '.join(others)} or {last}" if others else last
+                raise ValueError(f"{option} must end in {wanted}, got {path}; rename it")
+        if self.scores is not None and Path(self.scores).absolute() == Path(self.records).absolute():
+            raise ValueError(f"--scores-output must be another file than --output, got {self.scores} twice; rename it")
+
+    @property
+    def parts(self) -> Path:
+        """The work folder, beside the records."""
+        return Path(f"{self.records}.parts")
+
+    def existing(self) -> list[Path]:
+        """Those that are there."""
+        given = [Path(path) for path in (self.records, self.scores, self.contact_sheet) if path is not None]
+        return [path for path in given if path.exists()]
+
+
+def check_absent(outputs: Outputs, overwrite: bool) -> None:
+    """Refuse outputs that are there, unless they are to be replaced.
+
+    Raises:
+        FileExistsError: if one is there.
+    """
+    existing = outputs.existing()
+    if existing and not overwrite:
+        raise FileExistsError(
+            f"{existing[0]} must not exist yet, it does; replace it with overwrite=True (--overwrite), or choose "
+            f"another name"
+        )
+
+
+def write_outputs(folders: Sequence[PartsFolder], outputs: Outputs) -> int:
+    """Write all outputs from the parts, the records last, so that they say that all is done.
+
+    Args:
+        folders: work folders of one collection, which together have all of it.
+        outputs: the files; each takes its place when it is whole.
+
+    Returns:
+        How many images could not be read.
+
+    Raises:
+        ValueError: if images are missing.
+    """
+    first = folders[0]
+    parts = sorted(part for folder in folders for part in folder.parts())
+    gaps = missing(parts, len(first))
+    if gaps:
+        raise ValueError(
+            f"parts must be of all {len(first)} images, {sum(stop - start for start, stop in gaps)} are missing, first "
+            f"image {gaps[0][0]}: {first.image(gaps[0][0]).path}; finish the other shards, and merge all of them"
+        )
+    words = first.identity["words"]
+    rows = rows_a_chunk(len(words) if first.identity["full_scores"] else None)
+    if outputs.scores is not None:
+        scores = Path(outputs.scores)
+        if scores.suffix == ".npy":
+            with written_whole(scores.with_suffix(".words.txt")) as path:
+                path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+        with written_whole(scores) as path:
+            write_scores(path, scores.suffix, in_chunks(parts, rows), len(first), words)
+    if outputs.contact_sheet is not None:
+        with ContactSheet(outputs.contact_sheet) as sheet:
+            for row, prediction in enumerate(p for chunk in in_chunks(parts, rows) for p in predictions_from(chunk)):
+                sheet.add(prediction, first.image(row).source())
+    num_unreadable = 0
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal num_unreadable
+        for chunk in in_chunks(parts, rows):
+            num_unreadable += len(chunk) - chunk["error"].null_count
+            yield chunk
+
+    with written_whole(Path(outputs.records)) as path:
+        write_records(path, Path(outputs.records).suffix, counted())
+    return num_unreadable
