@@ -6,8 +6,8 @@ BIN := .venv/bin
 demo: .venv/installed  ## set up, then evaluate the bundled model and write runs/demo/report.html
 	$(BIN)/zsmld demo
 
-test: .venv/installed  ## set up, then the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/installed  ## set up, then the whole test suite, files shared by two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
-"""ImageEncoder: a row-major map from every family; ImageTransform; load_image."""
+"""ImageEncoder: a row-major map from every family; ImageTransform."""
 
-import io
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from zsmld import ImageEncoder
 from zsmld.images import ImageTransform, load_image
@@ -250,6 +250,22 @@ def test_squash_keeps_the_edges_and_crop_the_proportions() -> None:
     assert cropped.max() == 0  # a centre square of 20 starts at column 10
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "P", "1"])
+@pytest.mark.parametrize("size", [(24, 24), (40, 24), (24, 40), (31, 31)])
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_fit_is_convert_and_resize_to_the_bit_and_a_picture_of_its_own(mode: str, size: tuple, resize: str) -> None:
+    pixels = np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    before = image.tobytes()
+    found = ImageTransform(24, resize=resize).fit(image)
+    rgb = image.convert("RGB")
+    if rgb.size != (24, 24):
+        rgb = (rgb.resize if resize == "squash" else partial(ImageOps.fit, rgb))((24, 24), Image.Resampling.BICUBIC)
+    assert found.mode == "RGB" and found.tobytes() == rgb.tobytes()
+    found.paste("red", (0, 0, 24, 24))
+    assert image.tobytes() == before and image.mode == mode
+
+
 def test_right_size_is_not_resampled_and_rows_stay_rows() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     found = ImageTransform(24, (0.0,) * 3, (1.0,) * 3)(Image.fromarray(pixels))
@@ -282,118 +298,7 @@ def test_wrong_transform(options: dict, message: str) -> None:
         ImageTransform(**{"image_size": 32} | options)
 
 
-# -------------------------------------------------------------------------------------------------------- load_image
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-PIXELS = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [(1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1))],
-)
-def test_exif_rotation_is_applied(orientation: int, turn: object) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    found = np.asarray(load_image(encoded(Image.fromarray(PIXELS), exif=exif)))
-    np.testing.assert_array_equal(found, turn(PIXELS))
-
-
-def test_16_bit_grey_is_scaled() -> None:
-    values = np.array([[0, 256, 32768, 65535]], np.uint16)
-    found = np.asarray(load_image(encoded(Image.fromarray(values))))
-    assert found.tolist() == [[[v] * 3 for v in (0, 1, 128, 255)]]
-
-
-def test_transparency_is_laid_on_white() -> None:
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0, :, 0] = 255  # red, and fully, half, not transparent
-    rgba[0, :, 3] = (0, 128, 255)
-    expected = [[255, 255, 255], [255, 127, 127], [255, 0, 0]]
-    for source in (encoded(Image.fromarray(rgba)), Image.fromarray(rgba), rgba):
-        assert np.asarray(load_image(source))[0].tolist() == expected
-    grey = Image.merge("LA", (Image.new("L", (2, 2), 10), Image.new("L", (2, 2), 0)))
-    assert np.asarray(load_image(encoded(grey))).min() == 255
-
-
-def test_palette_with_transparency() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putdata([0, 1])
-    assert np.asarray(load_image(encoded(image)))[0].tolist() == [[255, 0, 0], [0, 0, 255]]
-    assert np.asarray(load_image(encoded(image, transparency=0)))[0].tolist() == [[255] * 3, [0, 0, 255]]
-    assert np.asarray(load_image(encoded(image, "GIF", transparency=1)))[0].tolist() == [[255, 0, 0], [255] * 3]
-
-
-def test_other_modes() -> None:
-    assert np.asarray(load_image(encoded(Image.new("L", (2, 2), 77)))).tolist() == [[[77] * 3] * 2] * 2
-    assert np.asarray(load_image(encoded(Image.new("1", (2, 2), 1)))).min() == 255
-    cmyk = np.asarray(load_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)))
-    assert cmyk[..., 0].min() > 230 and cmyk[..., 1:].max() < 40  # red
-    assert load_image(encoded(Image.new("CMYK", (8, 8)), "TIFF")).mode == "RGB"
-
-
-def test_every_kind_of_source_gives_the_same_pixels(tmp_path: Path) -> None:
-    content = encoded(Image.fromarray(PIXELS))
-    (tmp_path / "a.png").write_bytes(content)
-    with (tmp_path / "a.png").open("rb") as file:
-        sources = [tmp_path / "a.png", str(tmp_path / "a.png"), content, file, io.BytesIO(content), PIXELS]
-        for source in [*sources, Image.fromarray(PIXELS)]:
-            found = load_image(source)
-            assert found.mode == "RGB"
-            np.testing.assert_array_equal(np.asarray(found), PIXELS)
-    grey = load_image(PIXELS[:, :, 0])
-    np.testing.assert_array_equal(np.asarray(grey)[:, :, 1], PIXELS[:, :, 0])
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("truncated.jpg", encoded(Image.fromarray(PIXELS.repeat(20, 0).repeat(20, 1)), "JPEG")[:900]),
-        ("text.jpg", b"I am a text and no image"),
-        ("empty.jpg", b""),
-        ("page.png", b"<html>404 not found</html>"),
-    ],
-)
-def test_undecodable_files_are_named(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"image must be readable, cannot decode .*{name}: .*; replace or remove it"):
-        load_image(tmp_path / name)
-
-
-def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"image must be an existing file, not found: .*none\.jpg"):
-        load_image(tmp_path / "none.jpg")
-    with pytest.raises(FileNotFoundError, match="image must be an existing file"):
-        load_image(tmp_path)
-
-
-@pytest.mark.parametrize("array", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])
-def test_arrays_that_are_no_image(array: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"an image array must be uint8 \(H, W\), \(H, W, 3\) or \(H, W, 4\), got "):
-        load_image(array)
-
-
-@given(
-    st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]),
-    st.lists(st.tuples(st.integers(0, 199), st.integers(0, 255)), max_size=4),
-    st.integers(0, 100),
-)
-@pytest.mark.filterwarnings("ignore")
-def test_damaged_bytes_are_an_image_or_a_value_error(kind: str, changes: list, percent: int) -> None:
-    content = bytearray(encoded(Image.fromarray(PIXELS), kind))
-    for position, value in changes:
-        content[position % len(content)] = value
-    try:
-        assert load_image(bytes(content[: len(content) * percent // 100])).mode == "RGB"
-    except ValueError as error:
-        assert "image must be readable" in str(error)
+# ------------------------------------------------------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--uncalibrated", action="store_true", help="scores as the network gives them")
     parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="of the head's large products; int8 on x86 processors (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shortlist",
+        type=int,
+        metavar="N",
+        help="for very large vocabularies: decode the N words of an image that are worth it, learnt from 256 of the "
+        "images; the others get score 0 (512 are plenty; default: decode all)",
+    )
+    parser.add_argument(
         "--output", help=".jsonl, .csv or .parquet, resumed if interrupted; default a table on the screen"
     )
     parser.add_argument("--scores-output", help=".npy or .parquet, the scores of all words as well")
@@ -77,6 +90,8 @@ def _show(options: argparse.Namespace) -> int:
     images = list(list_collection(_images(options)))
     predictor = _predictor(options)
     threshold, default = _thresholds(options)
+    if options.shortlist is not None:
+        predictor.learn_shortlist((image.source() for image in images), options.shortlist)
     predictions = predictor.predict(
         (image.source() for image in images), top_k=options.top_k, threshold=threshold, default_threshold=default
     )
@@ -105,6 +120,7 @@ def _tag(options: argparse.Namespace, outputs: "Outputs") -> int:
             threshold=threshold,
             default_threshold=default,
             pictures=options.pictures,
+            shortlist=options.shortlist,
             shard=options.shard,
             overwrite=options.overwrite,
             restart=options.restart,
@@ -224,6 +240,7 @@ def _predictor(options: argparse.Namespace) -> "Predictor":
         descriptions=descriptions,
         calibrated=not options.uncalibrated,
         synonyms=synonyms,
+        precision=options.precision,
     )
 
 

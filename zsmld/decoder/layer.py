@@ -92,4 +92,4 @@ class DecoderLayer(nn.Module):
         query = self.query_proj(t).unflatten(2, split).transpose(1, 2)  # (1|B,H,N,D/H)
         key = self.key_proj(memory).unflatten(2, split).transpose(1, 2)  # (B,H,S,D/H)
         value = self.value_proj(memory).unflatten(2, split).transpose(1, 2)  # (B,H,S,D/H)
-        return query.expand(len(memory), -1, -1, -1), key, value
+        return query.expand(memory.shape[0], -1, -1, -1), key, value  # .shape: len() would fix B in torch.export

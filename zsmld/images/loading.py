@@ -1,11 +1,12 @@
 """Images from files, bytes and arrays: decoded to RGB, upright."""
 
 import io
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 ImageSource = str | Path | Image.Image | np.ndarray | BinaryIO | bytes
 
@@ -17,7 +18,8 @@ def load_image(source: ImageSource) -> Image.Image:
         source: a path, an open file, bytes, a PIL image, or an array (H,W), (H,W,3) or (H,W,4) of uint8.
 
     Returns:
-        PIL RGB. EXIF rotation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
+        PIL RGB, never the image that was passed. EXIF rotation is applied, 16-bit grey is scaled to 8, transparency is
+        laid on white. No file stays open.
 
     Raises:
         FileNotFoundError: if the path does not exist.
@@ -39,22 +41,35 @@ def load_image(source: ImageSource) -> Image.Image:
             )
         return _to_rgb(Image.fromarray(source))
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        rgb = _to_rgb(source)
+        return rgb.copy() if rgb is source else rgb
     if isinstance(source, (str, Path)) and not Path(source).is_file():
         raise FileNotFoundError(f"image must be an existing file, not found: {source}; correct the path")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _opened(source) as file, Image.open(file) as image:
             return _to_rgb(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         name = source if isinstance(source, (str, Path)) else getattr(source, "name", "image")
-        raise ValueError(f"image must be readable, cannot decode {name}: {error}; replace or remove it") from error
+        # Pillow's own words for it end in the address of what was open, another in each run.
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"image must be readable, cannot decode {name}: {reason}; replace or remove it") from error
+
+
+def _opened(source: str | Path | BinaryIO | bytes) -> AbstractContextManager[BinaryIO]:
+    """Pillow never gets the path: it would map some TIFFs into memory, and those it does not turn upright."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return open(source, "rb") if isinstance(source, (str, Path)) else nullcontext(source)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    """The image itself where its pixels are right already: a copy of a large photo takes as long as its decoding."""
+    image.load()  # an orientation may come behind the pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         return Image.fromarray((np.asarray(image, np.float32) / 256).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -57,14 +57,12 @@ class ImageTransform:
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """Only the geometry: RGB, (image_size, image_size); what the encoder sees, as a picture."""
-        image, size = image.convert("RGB"), (self.image_size, self.image_size)
-        if image.size == size:
-            return image
-        method = Image.Resampling[self.interpolation.upper()]
-        if self.resize == "squash":
-            return image.resize(size, method)
-        return ImageOps.fit(image, size, method)
+        """Only the geometry: RGB, (image_size, image_size); what the encoder sees, as a picture of its own."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        size, method = (self.image_size, self.image_size), Image.Resampling[self.interpolation.upper()]
+        # Either copies an image that has the size already.
+        return image.resize(size, method) if self.resize == "squash" else ImageOps.fit(image, size, method)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

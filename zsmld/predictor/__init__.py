@@ -3,22 +3,27 @@
 sources       what stands for images
 loading       images as batches, decoded by other processes
 words         the words at hand, their synonyms and their query side
+network       the model, folded
 prediction    what comes out for one image
 """
 
 import copy
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from zsmld.calibration import Calibration
+from zsmld.decoder.inference import CompiledWords, Precision
+from zsmld.decoder.shortlist import NUM_SAMPLES, learn_shortlist
 from zsmld.model import ZeroShotClassifier
 from zsmld.predictor.loading import LoadedImages, load_images, resolve_workers
+from zsmld.predictor.network import Network, check_logits
 from zsmld.predictor.prediction import (
     DefaultThreshold,
     Prediction,
@@ -52,10 +57,14 @@ class Predictor:
         calibrated: give calibrated scores where a calibration is stored with the model; False gives sigmoids of logits.
         synonyms: other texts for some of the words, {"sofa": ["couch", "settee"]}: one result, whose score is that of
             the best of them. Default those that a predictor was saved with.
+        precision: of the head's large products: "fp32"; "bf16", for GPUs and the newest processors; "int8" on x86
+            processors. docs/speed.md has what they gain, and what they change.
+        compile: with "int8", fuse its smaller steps. It needs a C++ compiler, and half a minute the first time.
 
     Raises:
         ValueError: if there are no words, a duplicate, a synonym that is a word itself or of two words, the text
-            encoder is not the model's, or the model's calibration is damaged or transductive.
+            encoder is not the model's, the model's calibration is damaged or transductive, or the device has not the
+            precision.
 
     Example:
         >>> from zsmld.resources import resource_path
@@ -77,13 +86,16 @@ class Predictor:
         descriptions: Mapping[str, Sequence[str]] | None = None,
         calibrated: bool = True,
         synonyms: Mapping[str, Iterable[str]] | None = None,
+        precision: Precision = "fp32",
+        compile: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self.model = model.to(self.device).eval()
+        self._network = Network(self.model, precision, compile)
         if batch_size < 1:
             raise ValueError(f"batch_size must be ≥ 1, got {batch_size}; it is the number of images a batch")
         resolve_workers(num_workers, self.device, None, batch_size)  # a wrong one is refused here
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.num_workers, self.precision = batch_size, num_workers, precision
         self._text_encoder = text_encoder
         self._templates = None if templates is None else check_templates(templates)
         self._descriptions = None if descriptions is None else check_descriptions(descriptions)
@@ -110,9 +122,9 @@ class Predictor:
                 "transductive=True (--transductive)"
             )
         # Their logits standardise each image's; they stand before the words and are scored in one pass with them.
-        self._reference: tuple[Tensor, ...] | None = None
+        self._reference: CompiledWords | None = None
         if self.calibration is not None and self.calibration.reference_words and model.decoder.text_dim is not None:
-            self._reference = self._compile(model.encode_words(self.calibration.reference_words, text_encoder))
+            self._reference = self._network.compile(model.encode_words(self.calibration.reference_words, text_encoder))
         self._words = self._scored(words, synonyms, self._reference)
         self._thresholds = None if stored.thresholds is None else stored.thresholds.of_words(self.vocabulary)
 
@@ -265,6 +277,31 @@ class Predictor:
             failed += [Prediction(batch.paths[place], error=error) for place, error in batch.errors.items()]
         return np.concatenate(rows), failed
 
+    def learn_shortlist(self, images: Any, size: int = 512, progress: bool = False) -> None:
+        """For very large vocabularies: from now on decode only the words of an image that are worth it.
+
+        Some images are decoded in full, to learn which few words tell of all others. Afterwards an image is decoded for
+        these and for `size` words that they speak for. Their scores are what they were; all other words have score 0.
+        A change of the words ends it.
+
+        Args:
+            images: as in `predict`, and as those to come as possible; the first 256 are used.
+            size: words to decode for each image.
+            progress: show a bar.
+
+        Raises:
+            ValueError: in class mode, or on fewer than two readable images.
+        """
+        words = replace(self._words, shortlist=None)
+        if words.compiled is None:
+            raise ValueError("shortlist must be of words, this model has class queries; train a head with word queries")
+        sources, total = open_images(images)
+        sources = islice(sources, NUM_SAMPLES)
+        total = NUM_SAMPLES if total is None else min(total, NUM_SAMPLES)
+        rows = [logits[:, words.num_reference :] for _, logits in self._raw(words, sources, total, progress)]
+        shortlist = learn_shortlist(torch.from_numpy(np.concatenate(rows)).to(self.device), size)
+        self._words = replace(words, shortlist=shortlist)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the model as it is used here; `Predictor(ZeroShotClassifier.from_pretrained(folder))` goes on from it.
 
@@ -310,49 +347,34 @@ class Predictor:
     def _stream(
         self, words: ScoredWords, sources: Iterable[Any], total: int | None, progress: bool
     ) -> Generator[tuple[LoadedImages, np.ndarray, np.ndarray], None, None]:
-        """Batches, the scores (G,N) of what could be read in them, and its texts' logits (G,P), calibrated if they are.
+        """Batches, the scores (G,N) of what could be read in them, and the logits (G,P) of texts, calibrated or not."""
+        for batch, logits in self._raw(words, sources, total, progress):
+            reference, of_texts = np.split(logits, [words.num_reference], axis=1)
+            if self.calibration is not None:
+                # Each text as what it is, trained or not; only then can texts be compared.
+                of_texts = self.calibration.apply(of_texts, words.texts, reference if words.num_reference else None)
+            yield batch, self._network.scores(words.best_of_texts(of_texts), self.calibration), of_texts
 
-        Workers begin with the first batch.
-        """
+    def _raw(
+        self, words: ScoredWords, sources: Iterable[Any], total: int | None, progress: bool
+    ) -> Generator[tuple[LoadedImages, np.ndarray], None, None]:
+        """Batches, and the logits (G,R+P) of what could be read in them. Workers begin with the first batch."""
         num_workers = resolve_workers(self.num_workers, self.device, total, self.batch_size)
         transform = self.model.image_encoder.transform
         with tqdm(total=total, unit="image", disable=not progress) as bar:
             for batch in load_images(sources, transform, self.batch_size, num_workers, self.device):
                 logits = np.empty((0, words.num_reference + len(words.texts)), np.float32)
                 if len(batch.inputs):
-                    logits = self._logits(batch.inputs, words).cpu().numpy()  # (G,R+P)
-                    _check_logits(logits, batch)
-                reference, of_texts = np.split(logits, [words.num_reference], axis=1)
-                if self.calibration is not None:
-                    # Each text as what it is, trained or not; only then can texts be compared.
-                    of_texts = self.calibration.apply(of_texts, words.texts, reference if words.num_reference else None)
-                yield batch, self._scores(words.best_of_texts(of_texts)), of_texts
+                    logits = self._network.logits(batch.inputs, words).cpu().numpy()
+                    check_logits(logits, batch)
+                yield batch, logits
                 bar.update(len(batch.paths))
-
-    def _scores(self, logits: np.ndarray) -> np.ndarray:
-        """(G,N) of the results -> fp32 in [0,1]."""
-        if self.calibration is not None:
-            return self.calibration.scores(logits)
-        if self.model.scores == "softmax":  # one word an image: its words share the probability
-            return torch.softmax(torch.from_numpy(logits), 1).numpy()
-        return torch.sigmoid(torch.from_numpy(logits)).numpy()
-
-    def _logits(self, inputs: Tensor, words: ScoredWords) -> Tensor:
-        """(G,3,H,W) -> logits fp32 (G,R+P), reference words before the texts."""
-        spatial = self.model.image_encoder(inputs)  # (G,S,C)
-        if words.compiled is None:
-            return self.model.decoder(spatial).float()
-        return self.model.decoder.decode(spatial, *words.compiled).float()
-
-    @torch.no_grad()
-    def _compile(self, word_embeddings: Tensor) -> tuple[Tensor, ...]:
-        return self.model.decoder.word_queries(word_embeddings.to(self.device))
 
     def _scored(
         self,
         words: tuple[str, ...],
         synonyms: Mapping[str, tuple[str, ...]],
-        reference: tuple[Tensor, ...] | None = None,
+        reference: CompiledWords | None = None,
     ) -> ScoredWords:
         """Words and synonyms with their query side, behind that of the reference words."""
         if self.model.decoder.text_dim is None:
@@ -362,7 +384,7 @@ class Predictor:
         if self.model.unknown_words(texts) and self._text_encoder is None and self.model.text_encoder is not None:
             self._text_encoder = self.model.build_text_encoder(str(self.device))
         embeddings = self.model.encode_words(texts, self._text_encoder)
-        scored = ScoredWords(vocabulary, synonyms, texts, embeddings, self._compile(embeddings))
+        scored = ScoredWords(vocabulary, synonyms, texts, embeddings, self._network.compile(embeddings))
         return scored if reference is None else scored.behind(reference)
 
     def _replace(self, words: ScoredWords) -> None:
@@ -391,11 +413,3 @@ class Predictor:
 
     def __repr__(self) -> str:
         return f"Predictor({self.model!r}, {len(self.vocabulary)} words, device={str(self.device)!r})"
-
-
-def _check_logits(logits: np.ndarray, batch: LoadedImages) -> None:
-    bad = np.isnan(logits).any(1)
-    if bad.any():
-        readable = [position for position in range(len(batch.paths)) if position not in batch.errors]
-        name = batch.paths[readable[int(bad.argmax())]] or "an image"
-        raise ValueError(f"logits must be numbers, got NaN for {name}; check the checkpoint's weights")

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
+from zsmld.decoder.shortlist import NUM_SAMPLES
 from zsmld.predictor import Predictor
 from zsmld.predictor.archives import CollectedImage, list_collection, printable
 from zsmld.predictor.outputs import Outputs, check_absent, write_outputs
@@ -60,6 +61,7 @@ def tag_collection(
     threshold: Threshold = None,
     default_threshold: DefaultThreshold = 0.5,
     pictures: str | Path | None = None,
+    shortlist: int | None = None,
     shard: tuple[int, int] | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -79,6 +81,8 @@ def tag_collection(
         outputs: the files.
         top_k, threshold, default_threshold: as in `Predictor.predict`.
         pictures: a folder for a picture of each image with its words, `NUMBER_NAME.jpg`.
+        shortlist: for very large vocabularies, decode this many words an image, see `Predictor.learn_shortlist`. It is
+            learnt from images evenly spread over the collection, the same ones in every process and shard.
         shard: (K, N), K from 1: do the K-th of N shares alone, and write no outputs; `merge_parts` does when all
             shares are done, on whatever machine.
         overwrite: replace outputs that are there when a run begins.
@@ -105,7 +109,9 @@ def tag_collection(
     }
     for _ in predictor.predict([], **predict):  # refuses what makes no sense before anything is done
         pass
-    identity = _identity(predictor, images, predict, pictures is not None)
+    if shortlist is not None and shortlist < 1:
+        raise ValueError(f"shortlist must be at least 1, got {shortlist}; 512 words are plenty")
+    identity = _identity(predictor, images, predict, pictures is not None) | {"shortlist": shortlist}
     added, gone = _on_main(lambda: _begin(outputs, identity, images, overwrite, restart))
     if not PartsFolder.exists(outputs.parts):
         raise FileNotFoundError(
@@ -122,6 +128,9 @@ def tag_collection(
     num_resumed = len(share) - sum(map(len, done))
     batches = [row for rows in done for row in range(rows.start, rows.stop, size)]
     mine = np.array_split(np.array(batches, np.int64), world)[rank].tolist()
+    if shortlist is not None and mine:
+        rows = np.unique(np.linspace(0, len(folder) - 1, NUM_SAMPLES).round().astype(int))
+        predictor.learn_shortlist((folder.image(int(row)).source() for row in rows), shortlist)
     with tqdm(
         total=len(share) if world == 1 else sum(min(size, len(folder) - row) for row in mine),
         initial=num_resumed if world == 1 else 0,
@@ -306,7 +315,6 @@ def _named(prediction: Prediction, place: CollectedImage) -> Prediction:
     p, error = prediction, prediction.error
     if error is not None:
         error = re.sub(r"cannot decode image\b", lambda _: f"cannot decode {place.path}", error)
-        error = re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", error)  # differs from run to run
     return Prediction(place.path, p.words, p.scores, p.labels, error, p.full_scores)
 
 
@@ -326,6 +334,7 @@ def _identity(predictor: Predictor, images: Any, predict: dict[str, Any], pictur
         "calibration": None if calibration is None else _digest(calibration),
         "stored thresholds": _digest([predictor.thresholds, predictor.default_threshold]),
         "batch size": predictor.batch_size,
+        "precision": predictor.precision,
         "pictures": pictures,
         **{name: dict(value) if isinstance(value, Mapping) else value for name, value in predict.items()},
     }

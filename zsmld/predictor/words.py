@@ -7,6 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from zsmld.decoder import join_words
+from zsmld.decoder.inference import CompiledWords
+from zsmld.decoder.shortlist import Shortlist
 from zsmld.vocabulary import Vocabulary, check_words
 
 
@@ -21,29 +23,30 @@ class ScoredWords:
         synonyms: of the results that have some.
         texts: P ≥ N texts, those of result 0 first; without synonyms the vocabulary itself.
         embeddings: (P,T), or (P,K,T) where words have several descriptions, on the CPU; None in class mode.
-        compiled: what `decode` needs, R reference words of the calibration before the texts; None in class mode.
+        compiled: their query side, R reference words of the calibration before the texts; None in class mode.
         num_reference: R.
+        shortlist: learnt with these very texts; None decodes all of them.
     """
 
     vocabulary: Vocabulary
     synonyms: Mapping[str, tuple[str, ...]]
     texts: Vocabulary
     embeddings: Tensor | None = None
-    compiled: tuple[Tensor, ...] | None = None
+    compiled: CompiledWords | None = None
     num_reference: int = 0
+    shortlist: Shortlist | None = None
 
-    def behind(self, reference: tuple[Tensor, ...]) -> "ScoredWords":
+    def behind(self, reference: CompiledWords) -> "ScoredWords":
         """With compiled reference words before these."""
         assert self.compiled is not None  # word mode
-        compiled = join_words(reference, self.compiled)
-        return replace(self, compiled=compiled, num_reference=len(compiled[0]) - len(self.texts))
+        return replace(self, compiled=reference.join(self.compiled), num_reference=len(reference))
 
     def joined(self, more: "ScoredWords", vocabulary: Vocabulary, texts: Vocabulary) -> "ScoredWords":
         """These, and then more, with the vocabularies of both."""
         assert self.compiled is not None and more.compiled is not None  # word mode
         assert self.embeddings is not None and more.embeddings is not None
         (embeddings,) = join_words((self.embeddings,), (more.embeddings,))
-        compiled, synonyms = join_words(self.compiled, more.compiled), {**self.synonyms, **more.synonyms}
+        compiled, synonyms = self.compiled.join(more.compiled), {**self.synonyms, **more.synonyms}
         return ScoredWords(vocabulary, synonyms, texts, embeddings, compiled, self.num_reference)
 
     def without(self, words: Iterable[str]) -> "ScoredWords":
@@ -60,7 +63,7 @@ class ScoredWords:
             {word: synonyms for word, synonyms in self.synonyms.items() if word in vocabulary},
             texts,
             self.embeddings[rows],
-            tuple(part[places] for part in self.compiled),
+            self.compiled.select(places),
             self.num_reference,
         )
 
