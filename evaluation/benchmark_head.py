@@ -38,9 +38,9 @@ from zsmld.datasets.loader import load_batches
 from zsmld.decoder.folded import PackedLinear
 from zsmld.decoder.inference import InferenceDecoder
 from zsmld.decoder.int8 import Int8Linear, int8_is_available, quantize
-from zsmld.decoder.shortlist import NUM_SAMPLES, learn_shortlist
 from zsmld.metrics import average_precision, mean_average_precision
 from zsmld.model import package_versions
+from zsmld.predictor.shortlist import NUM_SAMPLES, learn_shortlist
 from zsmld.resources import resource_path
 
 REPORT = Path(__file__).parent / "reports" / "benchmark_head.json"
@@ -388,8 +388,8 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             f"D=768, feed-forward 2048, C=2048, S=49. Medians of {report['speed']['rounds']} rounds, interleaved; the",
             "ratio is official / ours, beside the quartiles of the rounds' ratios. The bound is that of a head that",
-            "had only the bare products of the feed-forward and the spatial projection to compute, in that precision and",
-            "run; mixing the values can go beyond it.",
+            "had only the bare products of the feed-forward and the spatial projection to compute, in that precision",
+            "and run; mixing the values can go beyond it.",
             "",
             *SPEED_HEADER,
         ]

@@ -75,7 +75,7 @@ def test_readme_links_exist() -> None:
     names = ["README.md", "CONTRIBUTING.md", "evaluation/protocols.md"]
     names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
     names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "data").glob("*/README.md"))]
-    assert len(names) == 19
+    assert len(names) == 20
     for name in names:
         text = (ROOT / name).read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
@@ -102,6 +102,11 @@ def test_readme_figures_are_those_of_the_reports() -> None:
             for line in table:
                 assert line in readme, f"README must show this row of zero_shot_study.md: {line}"
                 shown += 1
+    report = (ROOT / "evaluation" / "reports" / "benchmark_head.md").read_text(encoding="utf-8")
+    table = [line for line in report.split("## Speed")[1].split("## ")[0].splitlines() if line.startswith("| ")]
+    assert len(table) >= 6
+    for line in table:
+        assert line in readme, f"README must show this row of benchmark_head.md: {line}"
     for name in ("scenes", "photos"):  # the finals; what was screened stands in the report alone
         report = (ROOT / "evaluation" / "reports" / f"query_augmentation_{name}.md").read_text(encoding="utf-8")
         for part in report.split("## Output")[1:]:
@@ -121,6 +126,7 @@ def test_readme_figures_are_those_of_the_reports() -> None:
         ("scikit_learn", "(48, 2)"),
         ("prediction", "('red circle', 'green star', 'blue triangle')"),
         ("attention", "Attention(3 words, 8x8 places, 480x320px)"),
+        ("speed", "torch.Size([2, 1000]) 1010"),
         ("migrate_weights", "timm head in class mode on timm:resnet18"),
     ],
 )

@@ -263,7 +263,7 @@ def _is_alive(pid: int) -> bool:
 def test_the_rule_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(sys, "platform", "linux")
-    for cores, on_cpu, on_gpu in [(1, 0, 0), (2, 1, 1), (8, 2, 7), (64, 8, 16)]:
+    for cores, on_cpu, on_gpu in [(1, 0, 0), (2, 0, 1), (8, 2, 7), (64, 8, 16)]:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
         assert resolve_workers("auto", CPU, None, 32) == resolve_workers("auto", CPU, 33, 32) == on_cpu
         assert resolve_workers("auto", gpu, None, 32) == on_gpu

@@ -34,7 +34,9 @@ class FoldedWeights:
         ends: where the second and the third part of X begin.
         first: (F,D) first feed-forward matrix, times the second norm's scale.
         hidden_bias: (F) what the second norm's shift adds to the hidden layer, with its bias.
-        residual_bias: (D) the second norm's shift and the feed-forward's bias.
+        second: (D,F) second feed-forward matrix, centred over D as the third norm does.
+        second_bias: (D) its bias, likewise.
+        residual_bias: (D) that and the second norm's shift, likewise.
         summary: (2,D) v @ summary.T is the product of the centred v with the output projection, and the mean of v.
             None in class mode.
         hidden_summary: (2,F) the same of what the hidden layer adds to v.
@@ -47,6 +49,8 @@ class FoldedWeights:
     ends: tuple[int, int]
     first: Tensor | None = None
     hidden_bias: Tensor | None = None
+    second: Tensor | None = None
+    second_bias: Tensor | None = None
     residual_bias: Tensor | None = None
     summary: Tensor | None = None
     hidden_summary: Tensor | None = None
@@ -67,11 +71,14 @@ def fold(decoder: MLDecoder) -> FoldedWeights:
         centered = heads - heads.mean(2, keepdim=True)  # as the second norm does
         mixed[:2] = [centered, centered @ folded["first"].T]  # (H,D/H,D), (H,D/H,F)
         folded["hidden_bias"] = layer.linear1.weight @ layer.norm2.bias + layer.linear1.bias  # (F)
-        folded["residual_bias"] = layer.norm2.bias + layer.linear2.bias  # (D)
+        # Centred before the products, as a mean that is large beside the rest would cost digits of the length.
+        folded["second"] = layer.linear2.weight - layer.linear2.weight.mean(0)  # (D,F)
+        folded["second_bias"] = layer.linear2.bias - layer.linear2.bias.mean()  # (D)
+        folded["residual_bias"] = folded["second_bias"] + layer.norm2.bias - layer.norm2.bias.mean()  # (D)
         if decoder.text_dim is not None:
             weight = decoder.shared_fc.weight[0] * layer.norm3.weight  # (D)
             summary = torch.stack([weight - weight.mean(), torch.full_like(weight, 1 / len(weight))])  # (2,D)
-            folded |= {"summary": summary, "hidden_summary": summary @ layer.linear2.weight}  # (2,D), (2,F)
+            folded |= {"summary": summary, "hidden_summary": summary @ folded["second"]}  # (2,D), (2,F)
             folded["output_bias"] = decoder.shared_fc.weight[0] @ layer.norm3.bias + decoder.shared_fc.bias  # (1)
     if decoder.output in ("cosine", "sum"):
         weight = decoder.cosine_proj.weight  # (T,D)
@@ -98,7 +105,8 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, bf16: bool = False) -> None:
         self._weight, self._bias, self._bf16 = weight.bfloat16() if bf16 else weight, bias, bf16
         self._packed: Tensor | None = None
-        if not bf16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        can_pack = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        if not bf16 and can_pack and weight.device.type == "cpu" and weight.dtype == torch.float32:
             # oneDNN's own layout: a tenth to a third faster than the BLAS behind F.linear, on AMD and ARM above all.
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
@@ -125,9 +133,9 @@ class FoldedLayer:
         self._folded, self._layer, self._bf16 = folded, folded.layer, bf16
         self._out_proj = PackedLinear(self._layer.out_proj.weight, None, bf16)
         self._cosine = None if folded.cosine is None else PackedLinear(*folded.cosine, bf16)
-        if not self._layer.attention_only:
+        if folded.second is not None:
             self._linear1 = PackedLinear(self._layer.linear1.weight, self._layer.linear1.bias, bf16)
-            self._linear2 = PackedLinear(self._layer.linear2.weight, None, bf16)
+            self._linear2 = PackedLinear(folded.second, None, bf16)
 
     def mix(self, values: Tensor) -> Tensor:
         """Values (B,H,S,D/H) -> mixed values (B,H·S,X)."""
@@ -150,7 +158,8 @@ class FoldedLayer:
         norm = self._layer.norm2
         t = F.layer_norm(attended + base, norm.normalized_shape, norm.weight, norm.bias, norm.eps)  # (B,n,D)
         hidden = self._linear1(t).relu_()  # (B,n,F)
-        return self._output(t.add_(self._layer.linear2.bias), hidden, None), looked_at
+        assert self._folded.second_bias is not None  # where there is a base
+        return self._output(t.add_(self._folded.second_bias), hidden, None), looked_at
 
     def from_weights(
         self, weights: Tensor, mixed: Tensor, base: Tensor | None, start: Tensor | None

@@ -16,7 +16,6 @@ from torch import Tensor
 from zsmld.decoder.folded import FoldedLayer, PackedLinear, fold
 from zsmld.decoder.int8 import Int8Layer, QuantizingLinear, int8_is_available
 from zsmld.decoder.ml_decoder import MLDecoder
-from zsmld.decoder.shortlist import Shortlist
 from zsmld.decoder.training_free import TrainingFreeScorer
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -24,7 +23,8 @@ Precision = Literal["fp32", "bf16", "int8"]
 _ROWS = {"cpu": 1024}  # decoded at once: their hidden layers, (1024,F) fp32, stay in the cache of a processor
 _ROWS_ELSEWHERE = 32768
 _IMAGES = 8  # whose keys and values are made at once
-_KEPT = 2**28  # bytes of hidden layers that are kept with a vocabulary; those of more words are made as needed
+_NO_WORDS = "words must be compiled words in word mode, got None; pass those of compile()"
+_KEPT = 2**28  # bytes of hidden layers that are kept with a vocabulary; with more words, values are not mixed
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,44 @@ class CompiledWords:
 
     def select(self, labels: Sequence[int] | Tensor | slice) -> "CompiledWords":
         """These words alone, in this order."""
+        labels = labels if isinstance(labels, Tensor | slice) else list(labels)
         return CompiledWords({name: part[labels] for name, part in self.parts.items()})
 
     def join(self, others: "CompiledWords") -> "CompiledWords":
         """These words, and others behind them; their numbers of descriptions may differ."""
         joined = {}
-        for name in self.parts.keys() & others.parts.keys():  # hidden layers may be kept for one of them only
+        for name in self.parts:  # in their order, which means something
+            if name not in others.parts:  # hidden layers, which one of them may have kept
+                continue
             a, b = self.parts[name], others.parts[name]
             if a.ndim > 1 and a.shape[1] != b.shape[1]:
                 width = max(a.shape[1], b.shape[1])
                 a, b = (F.pad(t, [0, 0] * (t.ndim - 2) + [0, width - t.shape[1]]) for t in (a, b))
             joined[name] = torch.cat([a, b])
+        if "hidden" in joined and joined["hidden"].nbytes > _KEPT:
+            del joined["hidden"]
         return CompiledWords(joined)
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What predicts the logits of all words from those of K anchor words; `zsmld.predictor.shortlist` learns it.
+
+    Attributes:
+        size: words that are decoded for each image, besides the anchors.
+        anchors: (K,) int64 labels of the anchor words; always decoded.
+        weights: (N,K) fp32.
+        mean: (N) fp32 of each word over the sample images.
+    """
+
+    size: int
+    anchors: Tensor
+    weights: Tensor
+    mean: Tensor
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Logits of the anchors (B,K) -> predictions for all words (B,N)."""
+        return torch.addmm(self.mean, logits - self.mean[self.anchors], self.weights.T)
 
 
 class InferenceDecoder:
@@ -63,7 +89,7 @@ class InferenceDecoder:
     over descriptions, and training-free scorers are decoded as they are, a chunk of words at a time.
 
     Args:
-        decoder: a head or a training-free scorer, on its device.
+        decoder: a head or a training-free scorer, on its device; decoded as in eval mode.
         precision: of the large products: "fp32", "bf16", or on x86 processors "int8".
         num_positions: S of the images to come; it decides what is kept with a vocabulary. Others work as well.
         compile: in int8, make one loop of each step between two products. It needs a C++ compiler, and half a minute
@@ -91,6 +117,7 @@ class InferenceDecoder:
         self._device = next(decoder.parameters()).device
         self._check(precision)
         self._max_rows = _ROWS.get(self._device.type, _ROWS_ELSEWHERE)
+        self._versions = self._weight_versions()
         self._classes: CompiledWords | None = None
         self._folds = isinstance(decoder, MLDecoder) and len(decoder.layers) == 1 and decoder.descriptions == "mean"
         if isinstance(decoder, MLDecoder) and self._folds:
@@ -177,14 +204,25 @@ class InferenceDecoder:
             Logits (B,N) fp32; with precision "fp32" those of the decoder to 1e-5.
 
         Raises:
-            ValueError: in word mode without words.
+            ValueError: in word mode without words, or on spatial embeddings of another width.
         """
-        words = self._classes or words
-        if words is None:
-            raise ValueError("words must be compiled words in word mode, got None; pass those of compile()")
+        if self._weight_versions() != self._versions:
+            raise ValueError(
+                "decoder must have the weights it was folded with, they have changed; build the InferenceDecoder, or "
+                "the Predictor, again"
+            )
         spatial = spatial_embeddings.float()
         if not self._folds:
-            return self._decode_as_is(spatial, words)
+            training = self.decoder.training
+            try:
+                return self._decode_as_is(spatial, words)
+            finally:
+                self.decoder.train(training)
+        words = self._classes or words
+        if words is None:
+            raise ValueError(_NO_WORDS)
+        if spatial.ndim != 3 or spatial.shape[2] != self._head.encoder_dim:
+            self._head.memory(spatial)  # which refuses them, and says why
         logits = self._decode_all(spatial, words)
         if self._classes is not None:
             return self._group_logits(logits)
@@ -193,7 +231,7 @@ class InferenceDecoder:
         prior = self._head.prior
         if prior is not None:
             views = prior.image_views(spatial)  # (B,V,T)
-            for some in _pieces(len(words), self._max_rows):
+            for some in _pieces(len(words), max(1, 8 * self._max_rows // len(spatial))):
                 logits[:, some] += _score(prior, views, words.select(some), "prior")
         return logits
 
@@ -208,7 +246,14 @@ class InferenceDecoder:
 
         Returns:
             Logits (B,N) fp32 as of all words, and −∞ for those that were not decoded.
+
+        Raises:
+            ValueError: if the shortlist was learnt with other words.
         """
+        if len(shortlist.mean) != len(words):
+            raise ValueError(
+                f"shortlist must be of these {len(words)} words, got one of {len(shortlist.mean)}; learn it anew"
+            )
         of_anchors = self(spatial_embeddings, words.select(shortlist.anchors))  # (B,K)
         best = shortlist.predict(of_anchors).topk(min(shortlist.size, len(words))).indices  # (B,size)
         logits = torch.full((len(best), len(words)), -torch.inf, device=self._device)
@@ -219,7 +264,9 @@ class InferenceDecoder:
 
     def _decode_all(self, spatial: Tensor, words: CompiledWords) -> Tensor:
         """Every image and word, a chunk of rows at a time -> (B,N), or (B,G,D) in class mode."""
-        mixes = self._mixing_pays(len(words), spatial.shape[1])
+        # Without the hidden layers that are kept with a vocabulary, mixing would save nothing.
+        is_ready = self._first is None or "hidden" in words.parts
+        mixes = is_ready and self._mixing_pays(len(words), spatial.shape[1])
         step = min(len(words), self._max_rows)
         # Images that are decoded as one. A processor is busy with one whose values are mixed.
         together = 1 if mixes and self._device.type == "cpu" else max(1, self._max_rows // step)
@@ -256,10 +303,7 @@ class InferenceDecoder:
             found, looked_at = self._layer.from_heads(heads.transpose(1, 2).flatten(2), base)
         else:
             weights = (projected @ keys.transpose(2, 3)).softmax(3).transpose(1, 2).flatten(2)  # (B,n,H·S)
-            start = words.parts.get("hidden")  # (n,F)
-            if start is None and base is not None and self._first is not None:
-                start = self._first(base)
-            found, looked_at = self._layer.from_weights(weights, mixed, base, start)
+            found, looked_at = self._layer.from_weights(weights, mixed, base, words.parts.get("hidden"))
         if looked_at is None:
             assert found is not None  # for the type checker: a head has the one, the other, or both
             return found
@@ -276,15 +320,28 @@ class InferenceDecoder:
         logits = torch.bmm(t.transpose(0, 1), weight).transpose(0, 1).flatten(1)  # (B,G·ceil(N/G))
         return logits[:, : self._head.num_classes] + self._head.group_fc_bias
 
-    def _decode_as_is(self, spatial: Tensor, words: CompiledWords) -> Tensor:
-        decoder = self.decoder
-        chunks = [words.select(some) for some in _pieces(len(words), max(1, self._max_rows // len(spatial)))]
-        if isinstance(decoder, TrainingFreeScorer):
-            views = decoder.image_views(spatial)  # (B,V,T); expensive, and the same for all words
-            return torch.cat([_score(decoder, views, chunk, "part") for chunk in chunks], 1)
+    def _decode_as_is(self, spatial: Tensor, words: CompiledWords | None) -> Tensor:
+        """By the decoder's own code, in eval mode; some images and words at a time."""
+        decoder = self.decoder.eval()
         if decoder.text_dim is None:
-            return decoder(spatial)
-        return torch.cat([decoder.decode(spatial, *chunk.parts.values()) for chunk in chunks], 1).float()
+            logits: Tensor = decoder(spatial).float()
+            return logits
+        if words is None:
+            raise ValueError(_NO_WORDS)
+        found = torch.empty(len(spatial), len(words), device=self._device)
+        for images in _pieces(len(spatial), max(1, self._max_rows // len(words))):
+            views = decoder.image_views(spatial[images]) if isinstance(decoder, TrainingFreeScorer) else None  # (b,V,T)
+            for some in _pieces(len(words), self._max_rows):
+                part = words.select(some)
+                if isinstance(decoder, TrainingFreeScorer) and views is not None:
+                    found[images, some] = _score(decoder, views, part, "part")
+                else:
+                    found[images, some] = decoder.decode(spatial[images], *part.parts.values()).float()
+        return found
+
+    def _weight_versions(self) -> list[int]:
+        """What tells whether a weight was written since."""
+        return [tensor._version for tensor in (*self.decoder.parameters(), *self.decoder.buffers())]
 
 
 def _score(scorer: TrainingFreeScorer, views: Tensor, words: CompiledWords, name: str) -> Tensor:

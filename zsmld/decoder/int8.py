@@ -8,6 +8,7 @@ Letters used in the shapes: B images, S spatial positions, T text width, D decod
 H attention heads, n words of a chunk, X = D+F+T.
 """
 
+import platform
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from zsmld.decoder.folded import FoldedWeights, PackedLinear
 
 
 def int8_is_available() -> bool:
-    """Whether this build of torch has the int8 products of oneDNN.
+    """Whether this is an x86 processor, and this build of torch has the int8 products of oneDNN.
 
     Example:
         >>> int8_is_available() in (True, False)
         True
     """
-    return "onednn" in torch.backends.quantized.supported_engines
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and "onednn" in torch.backends.quantized.supported_engines
 
 
 class Int8Linear:
@@ -152,9 +154,9 @@ class Int8Layer:
         self._mixed = folded.mixed.transpose(1, 2).contiguous()  # (H,X,D/H)
         self._out_proj = Int8Linear(layer.out_proj.weight)
         self._cosine = None if folded.cosine is None else PackedLinear(*folded.cosine)
-        if not layer.attention_only:
+        if folded.second is not None:
             self._linear1 = Int8Linear(layer.linear1.weight)
-            self._linear2 = Int8Linear(layer.linear2.weight, positive=True)
+            self._linear2 = Int8Linear(folded.second, positive=True)
             self._norm = (layer.norm2.weight, layer.norm2.bias, layer.norm2.eps)
 
     def mix(self, values: Tensor) -> Int8Linear:
@@ -172,7 +174,7 @@ class Int8Layer:
             return None, looked_at
         linear = self._linear1
         whole, step, v = self._after_attention(
-            y, step, base, self._norm, self._layer.linear2.bias, linear.zero, linear.largest
+            y, step, base, self._norm, folded.second_bias, linear.zero, linear.largest
         )
         y = linear(whole)  # (B,n,F)
         whole, step, of_hidden = self._after_first(

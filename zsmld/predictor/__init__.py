@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 from zsmld.calibration import Calibration
 from zsmld.decoder.inference import CompiledWords, Precision
-from zsmld.decoder.shortlist import NUM_SAMPLES, learn_shortlist
 from zsmld.model import ZeroShotClassifier
 from zsmld.predictor.loading import LoadedImages, load_images, resolve_workers
 from zsmld.predictor.network import Network, check_logits
@@ -32,6 +31,7 @@ from zsmld.predictor.prediction import (
     check_threshold,
     predictions_of,
 )
+from zsmld.predictor.shortlist import NUM_SAMPLES, learn_shortlist
 from zsmld.predictor.sources import IMAGE_SUFFIXES, list_images, open_images
 from zsmld.predictor.stored import StoredPrediction, extended_vocabulary
 from zsmld.predictor.words import ScoredWords, check_synonyms, fitting_synonyms, texts_of
@@ -281,7 +281,7 @@ class Predictor:
         """For very large vocabularies: from now on decode only the words of an image that are worth it.
 
         Some images are decoded in full, to learn which few words tell of all others. Afterwards an image is decoded for
-        these and for `size` words that they speak for. Their scores are what they were; all other words have score 0.
+        these and for `size` words that they speak for. Their scores are what they were (in fp32 to 1e-5), others are 0.
         A change of the words ends it.
 
         Args:
@@ -290,16 +290,20 @@ class Predictor:
             progress: show a bar.
 
         Raises:
-            ValueError: in class mode, or on fewer than two readable images.
+            ValueError: in class mode, for softmax scores, with synonyms, or on fewer than two readable images.
         """
         words = replace(self._words, shortlist=None)
-        if words.compiled is None:
-            raise ValueError("shortlist must be of words, this model has class queries; train a head with word queries")
+        if words.compiled is None or self.model.scores == "softmax" or words.synonyms or size < 1:
+            raise ValueError(
+                f"shortlist must be ≥ 1 words with word queries and sigmoid scores, without synonyms, got {size} of "
+                f"{self.model.scores} scores and {len(words.synonyms)} words with synonyms; score all words"
+            )
         sources, total = open_images(images)
         sources = islice(sources, NUM_SAMPLES)
         total = NUM_SAMPLES if total is None else min(total, NUM_SAMPLES)
         rows = [logits[:, words.num_reference :] for _, logits in self._raw(words, sources, total, progress)]
-        shortlist = learn_shortlist(torch.from_numpy(np.concatenate(rows)).to(self.device), size)
+        logits = np.concatenate([np.empty((0, len(words.texts)), np.float32), *rows])
+        shortlist = learn_shortlist(torch.from_numpy(logits).to(self.device), size)
         self._words = replace(words, shortlist=shortlist)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -47,7 +47,8 @@ def resolve_workers(num_workers: int | str, device: torch.device, total: int | N
     None where nothing would be gained or it is not safe: up to one batch of images, one core, no `fork` (Windows,
     macOS: each process would import everything, and a script without `if __name__ == "__main__"` would fail), or inside
     a worker of something else. Else on a GPU one for each core but one, at most 16, as the cores are idle there; on a
-    CPU, whose cores have the network to compute, one for each four cores, at least one and at most 8.
+    CPU, whose cores have the network to compute, one for each four cores, at most 8: with fewer, a process that decodes
+    takes more from the network than it gives (evaluation/reports/benchmark_predict.md).
 
     Raises:
         ValueError: if it is neither "auto" nor a number ≥ 0.
@@ -64,7 +65,7 @@ def resolve_workers(num_workers: int | str, device: torch.device, total: int | N
     few = total is not None and total <= batch_size
     if few or cores == 1 or not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return 0
-    return min(cores - 1, 16) if device.type == "cuda" else min(max(cores // 4, 1), 8)
+    return min(cores - 1, 16) if device.type == "cuda" else min(cores // 4, 8)
 
 
 def load_images(
@@ -140,7 +141,10 @@ class _Batches:
                         f"an image tensor must be transformed, {shape}, got {tuple(source.shape)}; pass it through "
                         f"model.image_encoder.transform"
                     )
-            elif isinstance(source, Image.Image):
+                return _Item(path, source.clone())  # its giver may write the next one into the same memory
+            if isinstance(source, np.ndarray):
+                return _Item(path, source.copy())
+            if isinstance(source, Image.Image):
                 source.load()
             elif hasattr(source, "read") and hasattr(source, "closed"):
                 content = source.read()

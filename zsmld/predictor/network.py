@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from zsmld.calibration import Calibration
-from zsmld.decoder.inference import CompiledWords, InferenceDecoder, Precision
-from zsmld.decoder.shortlist import Shortlist
+from zsmld.decoder.inference import CompiledWords, InferenceDecoder, Precision, Shortlist
 from zsmld.model import ZeroShotClassifier
 from zsmld.predictor.loading import LoadedImages
 from zsmld.predictor.words import ScoredWords

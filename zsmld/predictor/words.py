@@ -7,8 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from zsmld.decoder import join_words
-from zsmld.decoder.inference import CompiledWords
-from zsmld.decoder.shortlist import Shortlist
+from zsmld.decoder.inference import CompiledWords, Shortlist
 from zsmld.vocabulary import Vocabulary, check_words
 
 

@@ -4,39 +4,18 @@ The logits of many words over many images have low rank: those of a few *anchor 
 enough to say which are worth a look. Anchors and weights are learnt from the logits of some sample images; then an
 image is decoded for its anchors, all words are predicted from these by one product, and the best of them are decoded.
 
-Letters used in the shapes: B images, M sample images, N words, K anchor words.
+Letters used in the shapes: M sample images, N words, K anchor words.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zsmld.decoder.inference import Shortlist
+
 NUM_SAMPLES = 256  # sample images
 _NUM_ANCHORS = 192
 _RIDGE = 1e-3  # of the anchors' mean variance: they are nearly dependent, and their noise must not be amplified
-
-
-@dataclass(frozen=True)
-class Shortlist:
-    """What predicts all words from a few.
-
-    Attributes:
-        size: words that are decoded for each image, besides the anchors.
-        anchors: (K,) int64 labels of the anchor words; always decoded.
-        weights: (N,K) fp32.
-        mean: (N) fp32 of each word over the sample images.
-    """
-
-    size: int
-    anchors: Tensor
-    weights: Tensor
-    mean: Tensor
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """Logits of the anchors (B,K) -> predictions for all words (B,N)."""
-        return torch.addmm(self.mean, logits - self.mean[self.anchors], self.weights.T)
 
 
 def learn_shortlist(logits: Tensor, size: int = 512, num_anchors: int = _NUM_ANCHORS) -> Shortlist:
