@@ -376,6 +376,22 @@ def test_nothing_appears_under_its_name_before_the_end_and_an_exception_leaves_w
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
+def test_what_a_killed_process_left_goes_away_and_pages_are_told_before_they_appear(tmp_path):
+    path, told = tmp_path / "sheet.html", []
+    (tmp_path / ".sheet.html.partial").mkdir()
+    (tmp_path / ".sheet.html.partial" / "sheet-9.html").write_text("of a killed one")
+
+    def tell(unfinished, page):
+        told.append(page.name)
+        assert unfinished.read_text(encoding="utf-8").startswith("<!") and not page.exists()
+
+    with ContactSheet(path, page_size=1, on_page=tell) as sheet:
+        for _ in range(2):
+            sheet.add(prediction(), photo(8, 8))
+    assert told == ["sheet-2.html", "sheet.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(told)
+
+
 def umask():
     import os
 

@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import resource
 import shutil
 import signal
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from PIL import Image
 from zsmld import Predictor, ZeroShotClassifier
 from zsmld.cli import main
 from zsmld.evaluator import read_matrix
-from zsmld.predictor import collection
+from zsmld.predictor import collection, outputs
 from zsmld.predictor.archives import list_collection
 from zsmld.predictor.collection import Outputs, merge_parts, tag_collection
 from zsmld.predictor.parts import Part, PartsFolder, in_chunks, missing, written_whole
@@ -134,17 +136,23 @@ def test_killed_at_every_step_of_writing(place: Path, model_folder: Path, one_go
 
 
 def test_killed_at_random_moments(place: Path, predict: Callable[..., int], one_go: dict[str, bytes]) -> None:
-    arguments = ("--output", "again/tags.jsonl", "--scores-output", "again/scores.npy")
+    def arguments(folder: str) -> tuple[str, ...]:
+        return ("--output", f"{folder}/tags.jsonl", "--scores-output", f"{folder}/scores.npy", "--overwrite")
+
+    since = time.monotonic()
+    _, wait = in_a_child(lambda: predict(*arguments("timed")))
+    wait()
+    took = time.monotonic() - since
     rng = np.random.default_rng(int(time.time()))
     killed = 0
     for _ in range(6):
-        child, wait = in_a_child(lambda: predict(*arguments))
-        time.sleep(float(rng.uniform(0.05, 0.6)))
+        child, wait = in_a_child(lambda: predict(*arguments("again")))
+        time.sleep(float(rng.uniform(0.1, 0.9)) * took)
         os.kill(child, signal.SIGKILL)
         killed += wait() == signal.SIGKILL
         path = Path("again", "tags.jsonl")
         assert not path.exists() or path.read_bytes() == one_go["tags.jsonl"]
-    assert predict(*arguments, "--overwrite") == 1 and killed
+    assert predict(*arguments("again")) == 1 and killed
     assert {path.name: path.read_bytes() for path in Path("again").iterdir()} == one_go
 
 
@@ -271,6 +279,172 @@ def test_images_that_come_and_go_are_told(
     assert "not found: images/020.png" in found[20]["error"]
 
 
+# ---------------------------------------------------------------------------------------------- one run, one folder
+
+
+def at_work(folder: str, shard: tuple[int, int] | None = None) -> Callable[[], None]:
+    """Another process that holds a work folder; what ends it."""
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        with PartsFolder(Path(folder)).at_work(shard):
+            os.write(writer, b"x")
+            time.sleep(100)
+
+    child, wait = in_a_child(hold)
+    assert os.read(reader, 1) == b"x"
+
+    def end() -> None:
+        os.kill(child, signal.SIGKILL)
+        wait()
+        os.close(reader)
+        os.close(writer)
+
+    return end
+
+
+def test_a_second_run_is_refused_while_one_is_at_work(
+    place: Path, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(interrupted(predict, monkeypatch).iterdir())
+    end = at_work("tags.jsonl.parts")
+    for more in ([], ["--restart"], ["--shard", "1/2"], ["--restart", "--top-k", "2"]):
+        assert predict("--output", "tags.jsonl", *more) == 2
+        assert "another run is at work in tags.jsonl.parts; wait for it, or choose another --output" in (
+            capsys.readouterr().err
+        )
+    assert sorted(path for path in Path("tags.jsonl.parts").iterdir() if not path.match("shard-*.lock")) == before
+    end()
+    end = at_work("tags.jsonl.parts", (1, 2))
+    for more, status in ((["--shard", "1/2"], 2), ([], 2), (["--shard", "2/2"], 0)):
+        assert predict("--output", "tags.jsonl", *more) == status
+    end()
+    assert predict("--output", "tags.jsonl") == 1
+
+
+def test_a_folder_that_another_run_took_is_left_alone(tmp_path: Path) -> None:
+    images = list(list_collection([f"{row}.jpg" for row in range(4)]))
+    folder = PartsFolder.begin(tmp_path / "p.parts", {"a": 1}, images)
+    assert PartsFolder.begin(tmp_path / "p.parts", {"a": 2}, images).run == folder.run  # who comes second takes it
+    (tmp_path / f".p.parts.{'0' * 32}").mkdir()
+    (tmp_path / f".p.parts.{'0' * 32}" / "run.lock").touch()  # of a process that died
+    other = PartsFolder.begin(tmp_path / "p.parts", {"a": 1}, images, replace=True)
+    with pytest.raises(ValueError, match="must belong to one run, another one has started it over"):
+        folder.add(0, pa.table({"x": [1]}))
+    assert other.run != folder.run and other.parts() == [] and list(tmp_path.iterdir()) == [other.folder]
+    PartsFolder.remove(other.folder)
+    with pytest.raises(FileNotFoundError, match="must stay while its run is at work, it is gone"):
+        other.add(0, pa.table({"x": [1]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_that_begin_at_once_share_one_folder(tmp_path: Path) -> None:
+    images = list(list_collection([f"{row}.jpg" for row in range(100)]))
+    waits = []
+    for number in range(6):
+
+        def begin(number: int = number) -> None:
+            folder = PartsFolder.begin(tmp_path / "p.parts", {}, images)
+            folder.add(number, pa.table({"x": [folder.run]}))
+
+        waits.append(in_a_child(begin)[1])
+    assert [wait() for wait in waits] == [signal.SIGTERM] * 6
+    parts = PartsFolder(tmp_path / "p.parts").parts()
+    assert [part.start for part in parts] == list(range(6)) and list(tmp_path.iterdir()) == [tmp_path / "p.parts"]
+    assert len({part.table()["x"][0].as_py() for part in parts}) == 1
+
+
+def test_what_is_not_of_a_run_stays(place: Path, predict: Callable[..., int], capsys: Any) -> None:
+    Path("tags.jsonl.parts").mkdir()
+    Path("tags.jsonl.parts", "mine.txt").write_text("mine")
+    for more in ([], ["--restart"], ["--overwrite"]):
+        assert predict("--output", "tags.jsonl", *more) == 2
+        assert "tags.jsonl.parts must be free for the work of the run" in capsys.readouterr().err
+    assert Path("tags.jsonl.parts", "mine.txt").read_text() == "mine"
+
+
+def test_outputs_of_others_are_kept_at_every_start(
+    place: Path, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--scores-output", "scores.npy", "--contact-sheet", "sheet.html", "--pictures", "pictures")
+    Path("pictures").mkdir()
+    for name in ("scores.words.txt", "sheet-2.html", "pictures/mine.jpg"):
+        Path(name).write_text("mine")
+        assert predict("--output", "tags.jsonl", *arguments) == 2
+        assert Path(name).read_text() == "mine" and not Path("tags.jsonl.parts").exists()
+        Path(name).unlink()
+    interrupted(predict, monkeypatch, *arguments)
+    assert any(Path("pictures").iterdir())
+    capsys.readouterr()
+    assert predict("--output", "tags.jsonl", *arguments[:-1], "others") == 2
+    assert "pictures ('pictures' then, 'others' now)" in capsys.readouterr().err
+    Path("scores.words.txt").write_text("mine")
+    assert predict("--output", "tags.jsonl", *arguments) == 2
+    assert "scores.words.txt must not exist yet" in capsys.readouterr().err
+    Path("scores.words.txt").unlink()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # when all but the records is written
+        patch.setattr(outputs, "write_records", killed)
+        assert predict("--output", "tags.jsonl", *arguments) == 130
+    assert Path("scores.npy").exists() and Path("sheet.html").exists()
+    assert predict("--output", "tags.jsonl", *arguments) == 1
+
+
+def test_restart_removes_nothing_before_it_can_begin(
+    place: Path, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(interrupted(predict, monkeypatch).iterdir())
+    assert predict("--output", "tags.jsonl", "--restart", images=("gone",)) == 2
+    Path("tags.jsonl").write_text("mine")
+    assert predict("--output", "tags.jsonl", "--restart") == 2
+    assert sorted(Path("tags.jsonl.parts").iterdir()) == before and Path("tags.jsonl").read_text() == "mine"
+
+
+def test_a_picture_that_cannot_be_written_is_not_lost(
+    place: Path, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate, left = collection.annotate, [7]
+
+    def full(*given: Any) -> Image.Image:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return annotate(*given)
+
+    arguments = ("--output", "tags.jsonl", "--pictures", "pictures")
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, "annotate", full)
+        assert predict(*arguments, "--batch-size", "1") == 2
+    assert missing(PartsFolder(Path("tags.jsonl.parts")).parts(), 24) == [(7, 24)]
+    assert predict(*arguments, "--batch-size", "1") == 1
+    assert len(list(Path("pictures").iterdir())) == 24
+
+
+def test_a_disk_too_small_for_the_scores_is_an_error(
+    place: Path, predict: Callable[..., int], one_go: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write = outputs.write_scores
+
+    def limited(*given: Any) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+        try:
+            write(*given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "write_scores", limited)
+        assert predict("--output", "tags.jsonl", "--scores-output", "scores.npy") == 2
+    assert "scores.npy must be written to the end, got File too large; make room" in capsys.readouterr().err
+    assert not list(Path().glob("*scores.npy*"))
+    assert predict("--output", "tags.jsonl", "--scores-output", "scores.npy") == 1
+    assert {name: Path(name).read_bytes() for name in NAMES} == one_go
+
+
 # ------------------------------------------------------------------------------------------------------- the files
 
 
@@ -280,13 +454,17 @@ def test_every_format_says_the_same(place: Path, predict: Callable[..., int]) ->
         shutil.copy("images/000.png", f"images/{name}")
     with open(b"images/caf\xe9.png", "wb") as file:  # no UTF-8, as a disk may have it
         file.write(Path("images/000.png").read_bytes())
+    with open(b"images/caf\xe8.png", "wb") as file:  # and it cannot be read
+        file.write(b"broken")
     for suffix in ("jsonl", "csv", "parquet"):
         assert predict("--output", f"tags.{suffix}", "--threshold", "0.3") == 1
     expected = records("tags.jsonl")
     paths = {record["path"] for record in expected}
-    assert len(expected) == 29 and {f"images/{name}" for name in odd} < paths and r"images/caf\xe9.png" in paths
+    assert len(expected) == 30 and {f"images/{name}" for name in odd} < paths and r"images/caf\xe9.png" in paths
     assert len({len(record["words"]) for record in expected}) > 1
-    assert [record["path"] for record in expected if record["error"]] == ["images/010.png"]
+    errors = {record["path"]: record["error"] for record in expected if record["error"]}
+    assert errors.keys() == {"images/010.png", r"images/caf\xe8.png"}
+    assert r"cannot decode images/caf\xe8.png: " in errors[r"images/caf\xe8.png"]
     table = pq.read_table("tags.parquet")
     assert table.column_names == ["path", "words", "scores", "labels", "error"]
     assert table.schema.field("scores").type == pa.list_(pa.float32()) and table.to_pylist() == expected
@@ -521,11 +699,45 @@ def test_a_damaged_shard_is_one_error_beside_what_it_holds(
     assert whole == ([] if damage == "no tar" else [f"shards/000.tar/{row:03d}.png" for row in range(4)])
 
 
+def test_links_and_sparse_members(place: Path, predict: Callable[..., int]) -> None:
+    content = Path("images/000.png").read_bytes()
+    Path("images/sparse.png").write_bytes(content)
+    os.truncate("images/sparse.png", 2**20)  # zeros behind the image do not matter
+    os.link("images/000.png", "images/hard.png")
+    os.symlink("000.png", "images/soft.png")
+    names = ["000.png", "hard.png", "soft.png", "sparse.png"]
+    for form in ("gnu", "posix"):
+        command = ["tar", "-S", f"--format={form}", "-C", "images", "-cf", f"{form}.tar", *names]
+        subprocess.run(command, check=True, timeout=60)
+        assert os.path.getsize(f"{form}.tar") < 2**19
+        assert predict("--output", f"{form}.jsonl", images=(f"{form}.tar",)) == 1
+        found = {Path(record["path"]).name: record for record in records(f"{form}.jsonl")}
+        assert list(found) == names
+        assert "it is a link to 000.png" in found["soft.png"]["error"]
+        for name in ("hard.png", "sparse.png"):
+            assert found[name] | {"path": ""} == found["000.png"] | {"path": ""} and found[name]["words"]
+
+
+def test_a_shard_that_was_written_anew_is_refused(
+    archives: Path, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 13, KeyboardInterrupt())
+        assert predict("--output", "tags.jsonl", images=("shards",)) == 130
+    shard = archives / "001.tar"
+    os.utime(shard, ns=(shard.stat().st_atime_ns, shard.stat().st_mtime_ns + 1000))
+    assert predict("--output", "tags.jsonl", images=("shards",)) == 2
+    assert "shards/001.tar was written anew since; start over with restart=True (--restart)" in capsys.readouterr().err
+    assert predict("--output", "tags.jsonl", "--restart", images=("shards",)) == 1
+
+
 def test_a_compressed_shard_is_refused(archives: Path, predict: Callable[..., int], capsys: Any) -> None:
     with tarfile.open("a.tar.gz", "w:gz") as archive:
         archive.add("images/000.png")
     assert predict("--output", "t.jsonl", images=("a.tar.gz",)) == 2
     assert "a tar shard must be uncompressed" in capsys.readouterr().err and not Path("t.jsonl.parts").exists()
+    shutil.copy("images/000.png", "backup.tar.png")
+    assert predict("--output", "t.jsonl", images=("backup.tar.png",)) == 0
 
 
 # ------------------------------------------------------------------------------------------------------------- Python
@@ -537,6 +749,12 @@ def test_from_python(place: Path, model_folder: Path, one_go: dict[str, bytes]) 
     tagged = tag_collection(predictor, paths, Outputs("tags.jsonl"))
     assert (tagged.num_images, tagged.num_unreadable, tagged.num_resumed, tagged.is_written) == (24, 1, 0, True)
     assert Path("tags.jsonl").read_bytes() == one_go["tags.jsonl"]
+    lazily = Path("images").glob("00*.png")
+    numbers = {"top_k": np.int64(2), "threshold": {"dog": np.float32(0.25)}, "default_threshold": np.float64(0.5)}
+    assert tag_collection(predictor, lazily, Outputs("some.jsonl"), **numbers).num_images == 10  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shortlist \(--shortlist\) must be learnt from two readable images or more"):
+        tag_collection(predictor, paths[:1], Outputs("more.jsonl"), shortlist=3)
+    shutil.rmtree("more.jsonl.parts")
     with pytest.raises(TypeError, match="images must be paths, folders, globs or tar shards"):
         tag_collection(predictor, [np.zeros((4, 4, 3), np.uint8)], Outputs("more.jsonl"))  # type: ignore[list-item]
     with pytest.raises(ValueError, match="top_k must be at least 1"):

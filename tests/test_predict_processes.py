@@ -64,11 +64,8 @@ def test_two_processes_finish_what_one_began(
         assert Path("two", name).read_bytes() == Path("one", name).read_bytes()
 
 
-def test_a_refusal_is_said_once(photos: Path, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two forked processes, as a launcher starts them."""
-    monkeypatch.chdir(photos)
-    make_model().save_pretrained("model")
-    Path("tags.csv").write_text("mine")
+def in_two_processes(*arguments: str, of_second: tuple[str, ...] = ()) -> list[int]:
+    """Two forked processes, as a launcher starts them; what they say is in stderr0 and stderr1."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     children = []
@@ -81,11 +78,29 @@ def test_a_refusal_is_said_once(photos: Path, make_model: Callable[..., Any], mo
                 sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  # pytest has put its own in its place
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
                 os.environ |= {"MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-                status = main(["predict", "images", "--model", "model", "--device", "cpu", "--output", "tags.csv"])
+                status = main(["predict", "images", "--device", "cpu", *arguments, *(of_second if rank else ())])
                 sys.stderr.flush()
             finally:
                 os._exit(status)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [2, 2]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_a_refusal_is_said_once(photos: Path, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    make_model().save_pretrained("model")
+    Path("tags.csv").write_text("mine")
+    assert in_two_processes("--model", "model", "--output", "tags.csv") == [2, 2]
     assert Path("stderr0").read_text().count("tags.csv must not exist yet, it does") == 1
     assert "zsmld predict" not in Path("stderr1").read_text()
     assert Path("tags.csv").read_text() == "mine" and not Path("tags.csv.parts").exists()
+
+
+def test_a_process_says_why_it_alone_fails(
+    photos: Path, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    make_model().save_pretrained("model")
+    statuses = in_two_processes("--model", "model", "--output", "tags.csv", of_second=("--words-file", "gone.txt"))
+    assert statuses[1] == 2 and statuses[0] != 0  # the main one misses it
+    said = Path("stderr1").read_text()
+    assert said.count("zsmld predict: process 1: ") == 1 and "gone.txt" in said

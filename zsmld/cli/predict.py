@@ -84,7 +84,7 @@ def predict(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     """A line an image on the screen."""
-    from zsmld.predictor.archives import list_collection
+    from zsmld.predictor.archives import list_collection, printable
 
     num_unreadable = 0
     images = list(list_collection(_images(options)))
@@ -98,16 +98,17 @@ def _show(options: argparse.Namespace) -> int:
     for image, p in zip(images, predictions, strict=True):
         num_unreadable += p.error is not None
         ranked = "  ".join(f"{word} {score:.2f}" for word, score in zip(p.words, p.scores, strict=True))
-        print(f"{image.path}  {p.error or ranked or '(no word reaches the threshold)'}", flush=True)
+        print(f"{image.path}  {printable(p.error or '') or ranked or '(no word reaches the threshold)'}", flush=True)
     return _status(num_unreadable, len(images))
 
 
 def _tag(options: argparse.Namespace, outputs: "Outputs") -> int:
     """A collection, resumed where it was interrupted."""
-    from zsmld.predictor.collection import join_processes, tag_collection
+    from zsmld.predictor.collection import OF_MAIN, join_processes, tag_collection
 
     options.device = join_processes(options.device)
-    main = os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    main = rank == "0"
     try:
         images = _images(options)
         predictor = _predictor(options)
@@ -126,10 +127,12 @@ def _tag(options: argparse.Namespace, outputs: "Outputs") -> int:
             restart=options.restart,
             progress=True,
         )
-    except (ValueError, TypeError, OSError):
+    except (ValueError, TypeError, OSError) as error:
         if main:
             raise
-        return 2  # the main process says why
+        if OF_MAIN not in getattr(error, "__notes__", ()):  # else the main process says it
+            print(f"zsmld predict: process {rank}: {error}", file=sys.stderr, flush=True)
+        return 2
     except KeyboardInterrupt:
         if main and outputs.parts.is_dir():
             print(

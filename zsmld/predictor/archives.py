@@ -5,15 +5,17 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
 from zsmld.images import ImageSource
 from zsmld.predictor.sources import IMAGE_SUFFIXES, list_images
 
 _BLOCK = 512  # bytes; a tar file is made of these, and ends with one of zeros
-_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz)$", re.IGNORECASE)
+_LARGEST_SPARSE = 2**30  # bytes; a sparse member of a few may claim any number
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class CollectedImage:
             `\\xe9`, so that every record can be written.
         file: the file, or the shard it is in.
         offset: in bytes, of the image in its shard; -1 for a file of its own.
-        size: in bytes, in its shard.
+        size: in bytes, in its shard; -1 for a member that is not simply there, such as a sparse one or a link: then
+            the offset is that of its header, and tarfile reads it.
     """
 
     path: str
@@ -72,7 +75,8 @@ class ArchivedImage:
         if self._content is None:
             with open(self._place.file, "rb") as file:
                 file.seek(self._place.offset)
-                self._content = io.BytesIO(file.read(self._place.size))
+                content = file.read(self._place.size) if self._place.size >= 0 else _through_tarfile(file)
+                self._content = io.BytesIO(content)
         return self._content
 
 
@@ -80,8 +84,9 @@ def list_collection(images: str | Path | Iterable[str | Path]) -> Iterator[Colle
     """Every image that paths, folders, globs and tar shards stand for, in order; no image is read.
 
     Of a shard, which must be an uncompressed `.tar`, the headers are read, and each member is an image whose name ends
-    like one. What a shard that is damaged or cut off still holds is listed, and then the shard itself: as an image that
-    cannot be read, it becomes an error record. An image whose path is listed twice comes twice.
+    like one. A hard link is the image it stands for; a symbolic link is an image that cannot be read. What a shard that
+    is damaged or cut off still holds is listed, and then the shard itself: as an image that cannot be read, it becomes
+    an error record. An image whose path is listed twice comes twice.
 
     Args:
         images: a path, a folder (searched below, sorted), a glob, or a list of these.
@@ -138,14 +143,20 @@ def _listed(given: str | Path, asked: str | Path | list[str | Path]) -> Iterator
 def _members(shard: str) -> Iterator[CollectedImage]:
     """The images of a shard; at last the shard itself if it does not end as a tar file does."""
     end = 0
+    targets: dict[str, tuple[int, int]] | None = None
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
                 end = archive.offset
-                if member.isreg() and os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
-                    path = printable(f"{shard}/{member.name.removeprefix('./')}")
-                    yield CollectedImage(path, shard, member.offset_data, member.size)
+                is_link = member.islnk() or member.issym()
+                if not (member.isreg() or is_link) or os.path.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
+                    continue
+                place = _place(member)
+                if member.islnk():
+                    targets = _targets(shard) if targets is None else targets  # memory for shards that have links
+                    place = targets.get(member.linkname, place)
+                yield CollectedImage(printable(f"{shard}/{member.name.removeprefix('./')}"), shard, *place)
         with open(shard, "rb") as file:
             file.seek(end)
             whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile takes any rubbish for the end
@@ -153,6 +164,40 @@ def _members(shard: str) -> Iterator[CollectedImage]:
         whole = False
     if not whole:
         yield CollectedImage(printable(shard), shard)
+
+
+def _place(member: tarfile.TarInfo) -> tuple[int, int]:
+    """Offset and size of a member, as `CollectedImage` has them."""
+    simple = member.isreg() and not member.issparse()
+    return (member.offset_data, member.size) if simple else (member.offset, -1)
+
+
+def _targets(shard: str) -> dict[str, tuple[int, int]]:
+    """Where the members are that a hard link may stand for, up to the damage if there is one."""
+    found: dict[str, tuple[int, int]] = {}
+    with suppress(tarfile.TarError, OSError), tarfile.open(shard, "r:") as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]
+            if member.isreg():
+                found[member.name] = _place(member)
+            elif member.linkname in found:
+                found[member.name] = found[member.linkname]
+    return found
+
+
+def _through_tarfile(file: BinaryIO) -> bytes:
+    """The content of the member whose header, or what stands before it, begins here."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            member = archive.next()
+            if member is None or not member.isreg():
+                target = "nothing" if member is None else member.linkname
+                raise OSError(f"it is a link to {target}, which is not in the shard")
+            if member.size > _LARGEST_SPARSE:
+                raise OSError(f"it is sparse and {member.size} bytes long")
+            return cast(IO[bytes], archive.extractfile(member)).read()
+    except tarfile.TarError as error:
+        raise OSError(f"its shard is damaged, {error}") from error
 
 
 def printable(path: str | Path) -> str:

@@ -1,11 +1,10 @@
 """Tag a whole collection: resumable, shared out over processes and machines, and written when all of it is there."""
 
-import hashlib
-import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,19 +16,21 @@ import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
-from zsmld.decoder.shortlist import NUM_SAMPLES
 from zsmld.predictor import Predictor
-from zsmld.predictor.archives import CollectedImage, list_collection, printable
+from zsmld.predictor.archives import CollectedImage, printable
 from zsmld.predictor.outputs import Outputs, check_absent, write_outputs
 from zsmld.predictor.parts import PartsFolder, missing, written_whole
 from zsmld.predictor.pictures import annotate
 from zsmld.predictor.prediction import DefaultThreshold, Prediction, Threshold
 from zsmld.predictor.records import check_record_words, rows_a_chunk, table_of
+from zsmld.predictor.runs import begin_run, identity_of
+from zsmld.predictor.shortlist import NUM_SAMPLES
 from zsmld.processes import from_all, rank_and_world
 
 __all__ = ["Outputs", "Tagged", "join_processes", "merge_parts", "tag_collection"]
 
 _SECONDS_A_PART = 10.0  # what a process that is killed loses at most, with the batch at hand
+OF_MAIN = "raised by the main process"  # a note on errors that the main process shares with all others
 _Answer = TypeVar("_Answer")
 
 
@@ -55,7 +56,7 @@ class Tagged:
 
 def tag_collection(
     predictor: Predictor,
-    images: str | Path | Sequence[str | Path],
+    images: str | Path | Iterable[str | Path],
     outputs: Outputs,
     top_k: int | None = 5,
     threshold: Threshold = None,
@@ -77,10 +78,10 @@ def tag_collection(
 
     Args:
         predictor: with the words.
-        images: paths, folders, globs and tar shards, as `list_collection` takes them.
+        images: paths, folders, globs and tar shards, as `list_collection` takes them; of a generator a list is made.
         outputs: the files.
         top_k, threshold, default_threshold: as in `Predictor.predict`.
-        pictures: a folder for a picture of each image with its words, `NUMBER_NAME.jpg`.
+        pictures: a folder for a picture of each image with its words, `NUMBER_NAME.jpg`; empty when a run begins.
         shortlist: for very large vocabularies, decode this many words an image, see `Predictor.learn_shortlist`. It is
             learnt from images evenly spread over the collection, the same ones in every process and shard.
         shard: (K, N), K from 1: do the K-th of N shares alone, and write no outputs; `merge_parts` does when all
@@ -94,62 +95,48 @@ def tag_collection(
 
     Raises:
         FileNotFoundError: if a folder or glob matches nothing.
-        FileExistsError: if an output exists and is not to be overwritten.
+        FileExistsError: if an output exists and is not to be overwritten, or another run is at work on it.
+        OSError: if the disk is full.
         ValueError: if options make no sense, or are not those of the run that was interrupted. What it did stays.
     """
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         raise ValueError(f"shard must be K/N with 1 ≤ K ≤ N, got {shard[0]}/{shard[1]}; number the shards from 1")
     check_record_words(Path(outputs.records).suffix, predictor.vocabulary.words)
-    num_words = None if outputs.scores is None else len(predictor.vocabulary)
     predict: dict[str, Any] = {
         "top_k": top_k,
         "threshold": threshold,
         "default_threshold": default_threshold,
-        "full_scores": num_words is not None,
+        "full_scores": outputs.scores is not None,
     }
     for _ in predictor.predict([], **predict):  # refuses what makes no sense before anything is done
         pass
     if shortlist is not None and shortlist < 1:
         raise ValueError(f"shortlist must be at least 1, got {shortlist}; 512 words are plenty")
-    identity = _identity(predictor, images, predict, pictures is not None) | {"shortlist": shortlist}
-    added, gone = _on_main(lambda: _begin(outputs, identity, images, overwrite, restart))
-    if not PartsFolder.exists(outputs.parts):
-        raise FileNotFoundError(
-            f"--output must be on a disk that all processes share, {outputs.parts} of the main one is not here; use "
-            f"shard=(K, N) (--shard K/N) on each machine, and merge"
+    listed = images if isinstance(images, (str, Path)) else list(images)
+    folder_of_pictures = None if pictures is None else Path(pictures)
+    identity = identity_of(predictor, listed, predict, folder_of_pictures) | {"shortlist": shortlist}
+    with ExitStack() as held:
+        added, gone = _on_main(
+            lambda: begin_run(outputs, identity, listed, folder_of_pictures, shard, overwrite, restart, held)
         )
-    folder = PartsFolder(outputs.parts)
+        if not PartsFolder.exists(outputs.parts):
+            raise FileNotFoundError(
+                f"--output must be on a disk that all processes share, {outputs.parts} of the main one is not here; "
+                f"use shard=(K, N) (--shard K/N) on each machine, and merge"
+            )
+        folder = PartsFolder(outputs.parts)
+        share = _share(len(folder), predictor.batch_size, shard)
+        num_resumed = _score_share(predictor, folder, share, predict, shortlist, folder_of_pictures, progress)
 
-    rank, world = rank_and_world()
-    size = predictor.batch_size
-    share = _share(len(folder), size, shard)
-    done = _overlap(missing(folder.parts(), len(folder)), share)
-    from_all(None)  # all have seen what is done before anyone does more
-    num_resumed = len(share) - sum(map(len, done))
-    batches = [row for rows in done for row in range(rows.start, rows.stop, size)]
-    mine = np.array_split(np.array(batches, np.int64), world)[rank].tolist()
-    if shortlist is not None and mine:
-        rows = np.unique(np.linspace(0, len(folder) - 1, NUM_SAMPLES).round().astype(int))
-        predictor.learn_shortlist((folder.image(int(row)).source() for row in rows), shortlist)
-    with tqdm(
-        total=len(share) if world == 1 else sum(min(size, len(folder) - row) for row in mine),
-        initial=num_resumed if world == 1 else 0,
-        unit="image",
-        disable=None if progress and rank == 0 else True,
-    ) as bar:
-        _score(predictor, folder, mine, predict, num_words, None if pictures is None else Path(pictures), bar)
+        def finish() -> int:
+            if shard is not None:
+                return sum(len(rows) - rows["error"].null_count for rows in _rows_of(folder, share))
+            folder.check_current()
+            num_unreadable = write_outputs([folder], outputs, folder)
+            PartsFolder.remove(outputs.parts)
+            return num_unreadable
 
-    from_all(None)
-
-    def finish() -> int:
-        if shard is not None:
-            return sum(len(rows) - rows["error"].null_count for rows in _rows_of(folder, share))
-        return write_outputs([folder], outputs)
-
-    num_unreadable = _on_main(finish)
-    if shard is None:
-        _on_main(lambda: PartsFolder.remove(outputs.parts))
-    return Tagged(len(share), num_unreadable, num_resumed, shard is None, added, gone)
+        return Tagged(len(share), _on_main(finish), num_resumed, shard is None, added, gone)
 
 
 def merge_parts(folders: Iterable[str | Path], outputs: Outputs, overwrite: bool = False) -> Tagged:
@@ -168,7 +155,8 @@ def merge_parts(folders: Iterable[str | Path], outputs: Outputs, overwrite: bool
     opened = [PartsFolder(Path(folder)) for folder in folders]
     first = opened[0]
     for other in opened[1:]:
-        different = first.differences(other.identity)
+        # Pictures may lie anywhere on each machine.
+        different = first.differences(other.identity | {"pictures": first.identity["pictures"]})
         if not different and not first.images.equals(other.images):
             different = [f"images ({len(first)} and {len(other)}, or in another order)"]
         if different:
@@ -210,26 +198,41 @@ def join_processes(device: str = "auto") -> str:
     return device
 
 
-def _begin(
-    outputs: Outputs, identity: dict[str, Any], images: Any, overwrite: bool, restart: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Make the work folder, or check that the one there is of this run; images that came and went since."""
-    if restart and PartsFolder.exists(outputs.parts):
-        PartsFolder.remove(outputs.parts)
-    if not PartsFolder.exists(outputs.parts):
-        check_absent(outputs, overwrite)
-        PartsFolder.begin(outputs.parts, identity, list_collection(images))
-        return (), ()
-    folder = PartsFolder(outputs.parts)
-    different = folder.differences(identity)
-    if different:
-        raise ValueError(
-            f"options must be those of the interrupted run in {outputs.parts}, got another {', '.join(different)}; "
-            f"repeat it as it was, or throw its work away with restart=True (--restart)"
-        )
-    before = set(folder.images["path"].to_pylist())
-    now = {image.path for image in list_collection(images)}
-    return tuple(sorted(now - before)), tuple(sorted(before - now))
+def _score_share(
+    predictor: Predictor,
+    folder: PartsFolder,
+    share: range,
+    predict: dict[str, Any],
+    shortlist: int | None,
+    pictures: Path | None,
+    progress: bool,
+) -> int:
+    """Predict what is missing of a share, all processes together; how many images were done."""
+    rank, world = rank_and_world()
+    size = predictor.batch_size
+    done = _overlap(missing(folder.parts(), len(folder)), share)
+    from_all(None)  # all have seen what is done before anyone does more
+    num_resumed = len(share) - sum(map(len, done))
+    batches = [row for rows in done for row in range(rows.start, rows.stop, size)]
+    mine = np.array_split(np.array(batches, np.int64), world)[rank].tolist()
+    if shortlist is not None and mine:
+        rows = np.unique(np.linspace(0, len(folder) - 1, NUM_SAMPLES).round().astype(int))
+        try:
+            predictor.learn_shortlist((folder.image(int(row)).source() for row in rows), shortlist)
+        except ValueError as error:
+            raise ValueError(
+                f"shortlist (--shortlist) must be learnt from two readable images or more, with a head that has word "
+                f"queries; leave it out ({error})"
+            ) from error
+    with tqdm(
+        total=len(share) if world == 1 else sum(min(size, len(folder) - row) for row in mine),
+        initial=num_resumed if world == 1 else 0,
+        unit="image",
+        disable=None if progress and rank == 0 else True,
+    ) as bar:
+        _score(predictor, folder, mine, predict, pictures, bar)
+    from_all(None)
+    return num_resumed
 
 
 def _score(
@@ -237,11 +240,11 @@ def _score(
     folder: PartsFolder,
     batches: Sequence[int],
     predict: dict[str, Any],
-    num_words: int | None,
     pictures: Path | None,
     bar: Any,
 ) -> None:
     """Predict the batches that start at these rows; all that is finished is kept, whatever ends this."""
+    num_words = len(predictor.vocabulary) if predict["full_scores"] else None
     size, limit = predictor.batch_size, max(rows_a_chunk(num_words), predictor.batch_size)
     held: list[Prediction] = []
     start, since = 0, time.monotonic()
@@ -268,11 +271,12 @@ def _score(
                 keep()
             if not held:
                 start = row
-            held.append(_named(prediction, place))
-            if pictures is not None:
+            named = _named(prediction, place)
+            if pictures is not None:  # first: what is kept is not done again, and has its picture
                 name = re.sub(r"[^\w.-]+", "_", Path(place.path).stem)[:50]
                 with written_whole(pictures / f"{row:07d}_{name}.jpg") as path:
-                    annotate(place.source(), held[-1]).save(path, "JPEG", quality=90)
+                    annotate(place.source(), named).save(path, "JPEG", quality=90)
+            held.append(named)
             bar.update()
             at_end = (row + 1) % size == 0 or row + 1 == len(folder)
             if at_end and (len(held) >= limit or time.monotonic() - since > _SECONDS_A_PART):
@@ -314,42 +318,8 @@ def _named(prediction: Prediction, place: CollectedImage) -> Prediction:
     """Under the path of its record; an image that was no file is called by it in its error as well."""
     p, error = prediction, prediction.error
     if error is not None:
-        error = re.sub(r"cannot decode image\b", lambda _: f"cannot decode {place.path}", error)
+        error = printable(re.sub(r"cannot decode image\b", lambda _: f"cannot decode {place.path}", error))
     return Prediction(place.path, p.words, p.scores, p.labels, error, p.full_scores)
-
-
-def _identity(predictor: Predictor, images: Any, predict: dict[str, Any], pictures: bool) -> dict[str, Any]:
-    """All that the parts depend on, as JSON has it; the names are for people."""
-    model = predictor.model
-    calibration = None if predictor.calibration is None else predictor.calibration.to_dict()
-    given = [printable(str(path)) for path in ([images] if isinstance(images, (str, Path)) else images)]
-    return {
-        "images": given if len(given) <= 20 else [f"{len(given)} paths", _digest(given)],
-        "words": list(predictor.vocabulary.words),
-        "templates and descriptions": predictor.vocabulary.digest(),
-        "synonyms": {word: list(texts) for word, texts in predictor.synonyms.items()},
-        "model": _weights_digest(model),
-        "configuration of the model": _digest([model.image_encoder.config(), model.decoder.config(), model.scores]),
-        "text encoder": model.text_encoder_identity,
-        "calibration": None if calibration is None else _digest(calibration),
-        "stored thresholds": _digest([predictor.thresholds, predictor.default_threshold]),
-        "batch size": predictor.batch_size,
-        "precision": predictor.precision,
-        "pictures": pictures,
-        **{name: dict(value) if isinstance(value, Mapping) else value for name, value in predict.items()},
-    }
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
-
-
-def _weights_digest(model: torch.nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=32)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _on_main(work: Callable[[], _Answer]) -> _Answer:
@@ -363,5 +333,6 @@ def _on_main(work: Callable[[], _Answer]) -> _Answer:
             error = problem
     answer, error = from_all((answer, error))[0]
     if error is not None:
+        error.add_note(OF_MAIN)
         raise error
     return answer

@@ -1,6 +1,8 @@
 """The files of a tagged collection, written from its parts: records, the scores of all words, a contact sheet."""
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,19 +55,30 @@ class Outputs:
         """The work folder, beside the records."""
         return Path(f"{self.records}.parts")
 
+    @property
+    def scores_words(self) -> Path | None:
+        """The words of a `.npy`."""
+        scores = None if self.scores is None else Path(self.scores)
+        return None if scores is None or scores.suffix != ".npy" else scores.with_suffix(".words.txt")
+
     def existing(self) -> list[Path]:
-        """Those that are there."""
-        given = [Path(path) for path in (self.records, self.scores, self.contact_sheet) if path is not None]
+        """Those that are there, with all pages of the contact sheet."""
+        given = [Path(path) for path in (self.records, self.scores, self.scores_words) if path is not None]
+        if self.contact_sheet is not None:
+            sheet = Path(self.contact_sheet)
+            page = re.compile(re.escape(sheet.stem) + r"(-\d+)?" + re.escape(sheet.suffix))
+            if sheet.parent.is_dir():
+                given += sorted(path for path in sheet.parent.iterdir() if page.fullmatch(path.name))
         return [path for path in given if path.exists()]
 
 
 def check_absent(outputs: Outputs, overwrite: bool) -> None:
-    """Refuse outputs that are there, unless they are to be replaced.
+    """Refuse outputs that are there, unless they are to be replaced or are those of the interrupted run.
 
     Raises:
         FileExistsError: if one is there.
     """
-    existing = outputs.existing()
+    existing = [path for path in outputs.existing() if not PartsFolder.wrote(outputs.parts, path)]
     if existing and not overwrite:
         raise FileExistsError(
             f"{existing[0]} must not exist yet, it does; replace it with overwrite=True (--overwrite), or choose "
@@ -73,17 +86,19 @@ def check_absent(outputs: Outputs, overwrite: bool) -> None:
         )
 
 
-def write_outputs(folders: Sequence[PartsFolder], outputs: Outputs) -> int:
+def write_outputs(folders: Sequence[PartsFolder], outputs: Outputs, noted_in: PartsFolder | None = None) -> int:
     """Write all outputs from the parts, the records last, so that they say that all is done.
 
     Args:
         folders: work folders of one collection, which together have all of it.
         outputs: the files; each takes its place when it is whole.
+        noted_in: remembers which files are of this run, so that it may go on if it is interrupted here.
 
     Returns:
         How many images could not be read.
 
     Raises:
+        OSError: if a file cannot be written, on a full disk for instance; nothing of it stays.
         ValueError: if images are missing.
     """
     first = folders[0]
@@ -98,13 +113,14 @@ def write_outputs(folders: Sequence[PartsFolder], outputs: Outputs) -> int:
     rows = rows_a_chunk(len(words) if first.identity["full_scores"] else None)
     if outputs.scores is not None:
         scores = Path(outputs.scores)
-        if scores.suffix == ".npy":
-            with written_whole(scores.with_suffix(".words.txt")) as path:
+        if outputs.scores_words is not None:
+            with _output(outputs.scores_words, noted_in) as path:
                 path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-        with written_whole(scores) as path:
+        with _output(scores, noted_in) as path:
             write_scores(path, scores.suffix, in_chunks(parts, rows), len(first), words)
     if outputs.contact_sheet is not None:
-        with ContactSheet(outputs.contact_sheet) as sheet:
+        note = None if noted_in is None else noted_in.note_output
+        with _to_the_end(outputs.contact_sheet), ContactSheet(outputs.contact_sheet, on_page=note) as sheet:
             for row, prediction in enumerate(p for chunk in in_chunks(parts, rows) for p in predictions_from(chunk)):
                 sheet.add(prediction, first.image(row).source())
     num_unreadable = 0
@@ -115,6 +131,27 @@ def write_outputs(folders: Sequence[PartsFolder], outputs: Outputs) -> int:
             num_unreadable += len(chunk) - chunk["error"].null_count
             yield chunk
 
-    with written_whole(Path(outputs.records)) as path:
+    with _output(Path(outputs.records), noted_in) as path:
         write_records(path, Path(outputs.records).suffix, counted())
     return num_unreadable
+
+
+@contextmanager
+def _output(path: Path, noted_in: PartsFolder | None) -> Iterator[Path]:
+    """One of the files, whole, and noted before it has its name: a process may die at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _to_the_end(path), written_whole(path) as temporary:
+        yield temporary
+        if noted_in is not None:
+            noted_in.note_output(temporary, path)
+
+
+@contextmanager
+def _to_the_end(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} must be written to the end, got {error.strerror or error}; make room and repeat the command, what "
+            f"is scored is kept"
+        ) from error

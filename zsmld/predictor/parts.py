@@ -1,22 +1,29 @@
 """The work folder of a run over a collection: what it is about, and what is finished. No file in it is half there."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from zsmld.predictor.archives import CollectedImage
 
-_FORMAT = 1
-_MANIFEST, _IMAGES = "manifest.json", "images.arrow"
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing keeps two runs apart but the number of the run
+    fcntl = None  # type: ignore[assignment]
+
+_FORMAT = 2
+_MANIFEST, _IMAGES, _SHARDS, _OUTPUTS = "manifest.json", "images.arrow", "shards.json", "outputs.json"
+_LOCK = "run.lock"
 _IMAGE = pa.schema([("path", pa.string()), ("file", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())])
 _PART = re.compile(r"(\d{10,})-(\d{10,})\.arrow")
 
@@ -43,9 +50,10 @@ class Part:
 class PartsFolder:
     """The work folder of one output, `OUTPUT.parts/`, and what a run needs to go on where another one stopped.
 
-    `images.arrow` lists the images, `manifest.json` says what the run is about and is written after it, and each part
-    `START-STOP.arrow` has the records of the images START to STOP. Each file appears whole, or not at all, and survives
-    a power failure once it is there. Several processes may add parts at once, on several machines too.
+    `images.arrow` lists the images, `shards.json` says how the tar shards looked, `manifest.json` what the run is about
+    and which one it is, and each part `START-STOP.arrow` has the records of the images START to STOP. The folder
+    appears with the first three in it. Each file appears whole, or not at all, and survives a power failure once it is
+    there. Several processes may add parts at once, on several machines too.
 
     Args:
         folder: of the parts.
@@ -69,6 +77,7 @@ class PartsFolder:
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             if manifest["format"] != _FORMAT:
                 raise ValueError(f"format {manifest['format']}")
+            self.run: str = manifest["run"]
             self.identity: dict[str, Any] = manifest["identity"]
             self.images = pa.ipc.open_file(pa.memory_map(str(folder / _IMAGES))).read_all()  # mapped, not loaded
         except FileNotFoundError as error:
@@ -88,33 +97,55 @@ class PartsFolder:
         return (folder / _MANIFEST).is_file()
 
     @classmethod
-    def begin(cls, folder: Path, identity: Mapping[str, Any], images: Iterable[CollectedImage]) -> "PartsFolder":
-        """A new folder.
+    def begin(
+        cls, folder: Path, identity: Mapping[str, Any], images: Iterable[CollectedImage], replace: bool = False
+    ) -> "PartsFolder":
+        """A new folder; or the one that another process made there meanwhile.
 
         Args:
             folder: of the parts.
             identity: what the run is about, as JSON has it: all that its results depend on.
             images: in the order of the records.
+            replace: take a folder that is there away, once all of the new one is ready.
+
+        Raises:
+            FileExistsError: if something is there that is no work folder; it stays.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():  # of a run that never came to its manifest, or lost it
-            if _PART.fullmatch(path.name) or path.suffix == ".partial":
-                path.unlink()
+        if not (folder.is_dir() if cls.exists(folder) else _is_free(folder)):
+            raise FileExistsError(
+                f"{folder} must be free for the work of the run, it holds something else; move it, or choose another "
+                f"--output"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        # Under a name of its own until all is in it: then it takes its name in one step, and only one process can.
+        private = _private(folder)
+        private.mkdir()
         try:
-            cls._list_images(folder, images)
-        except BaseException:
-            with suppress(OSError):  # it is not empty, then it is somebody's
-                folder.rmdir()
-            raise
-        with written_whole(folder / _MANIFEST) as path:
-            content = {"format": _FORMAT, "identity": identity}
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            with locked(private / _LOCK):  # so that nobody takes it for a leftover
+                cls._list_images(private, images)
+                with written_whole(private / _MANIFEST) as path:
+                    content = {"format": _FORMAT, "run": uuid.uuid4().hex, "identity": identity}
+                    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                if replace:
+                    cls.remove(folder)
+                try:
+                    private.rename(folder)
+                except OSError:
+                    if not cls.exists(folder):
+                        raise
+                else:
+                    _sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
         return cls(folder)
 
     @staticmethod
     def _list_images(folder: Path, images: Iterable[CollectedImage]) -> None:
+        shards: dict[str, tuple[int, int]] = {}
         with written_whole(folder / _IMAGES) as path, pa.ipc.new_file(str(path), _IMAGE) as writer:
             for rows in _portions(images, 65_536):
+                shards |= {file: _look(file) for file in {i.file for i in rows if i.offset >= 0} - shards.keys()}
                 columns = {
                     "path": [image.path for image in rows],
                     "file": [os.fsencode(image.file) for image in rows],
@@ -122,15 +153,72 @@ class PartsFolder:
                     "size": [image.size for image in rows],
                 }
                 writer.write_table(pa.Table.from_pydict(columns, _IMAGE))
+        with written_whole(folder / _SHARDS) as path:
+            path.write_text(json.dumps(shards), encoding="utf-8")
 
     @staticmethod
     def remove(folder: Path) -> None:
         """Take it away; what a process that dies leaves of it is never taken for a run."""
-        leaving = folder.with_name(folder.name + ".removed")
-        shutil.rmtree(leaving, ignore_errors=True)
+        leaving = _private(folder)
         if folder.exists():
             folder.rename(leaving)
             shutil.rmtree(leaving, ignore_errors=True)  # a network disk may hold what another process has mapped
+
+    @contextmanager
+    def at_work(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
+        """Keep other runs away: all of them, or for a shard those of the same shard and those of the whole.
+
+        Raises:
+            FileExistsError: if another run is at work here.
+        """
+        if shard is None:
+            with self.alone(self.folder):
+                yield
+            return
+        own = self.folder / f"shard-{shard[0]}-of-{shard[1]}.lock"
+        with locked(self.folder / _LOCK, shared=True), locked(own):
+            yield
+
+    @staticmethod
+    def alone(folder: Path) -> AbstractContextManager[None]:
+        """Keep all other runs away, also from a folder of another version."""
+        return locked(folder / _LOCK)
+
+    def check_current(self) -> None:
+        """Whether the folder still belongs to this run.
+
+        Raises:
+            FileNotFoundError: if it is gone.
+            ValueError: if another run has taken its place.
+        """
+        try:
+            run = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))["run"]
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{self.folder} must stay while its run is at work, it is gone; repeat the command"
+            ) from error
+        if run != self.run:
+            raise ValueError(
+                f"{self.folder} must belong to one run, another one has started it over; wait for that one, or choose "
+                f"another --output"
+            )
+
+    def changed_shards(self) -> list[str]:
+        """Tar shards that are no longer those that were listed: their size or time of change is another one."""
+        content = json.loads((self.folder / _SHARDS).read_text(encoding="utf-8"))
+        return [file for file, look in content.items() if os.path.exists(file) and list(_look(file)) != look]
+
+    def note_output(self, temporary: Path, path: Path) -> None:
+        """Remember that a file which is about to appear is of this run."""
+        noted = json.loads(_read_or(self.folder / _OUTPUTS, "{}")) | {os.path.abspath(path): _look(temporary)}
+        with written_whole(self.folder / _OUTPUTS) as file:
+            file.write_text(json.dumps(noted), encoding="utf-8")
+
+    @staticmethod
+    def wrote(folder: Path, path: Path) -> bool:
+        """Whether a file is as the run of the folder wrote it before it was interrupted."""
+        noted = json.loads(_read_or(folder / _OUTPUTS, "{}")).get(os.path.abspath(path))
+        return path.is_file() and noted == list(_look(path))
 
     def __len__(self) -> int:
         return self.images.num_rows
@@ -163,7 +251,12 @@ class PartsFolder:
         return sorted(found)
 
     def add(self, start: int, records: pa.Table) -> None:
-        """Keep the records of the images from `start` on; they are on the disk when this returns."""
+        """Keep the records of the images from `start` on; they are on the disk when this returns.
+
+        Raises:
+            FileNotFoundError, ValueError: if the folder is no longer that of this run, see `check_current`.
+        """
+        self.check_current()
         path = self.folder / f"{start:010d}-{start + len(records):010d}.arrow"
         name = f".{uuid.uuid4().hex}.partial"
         with written_whole(path, name) as temporary, pa.ipc.new_file(str(temporary), records.schema) as writer:
@@ -208,10 +301,9 @@ def written_whole(path: Path, temporary_name: str | None = None) -> Iterator[Pat
     """Write to the path this gives; it takes the file's place once all of it is on the disk, and not if writing fails.
 
     Args:
-        path: of the file; its folder is made.
+        path: of the file, in a folder that is there.
         temporary_name: of the file beside it; default the same for each try, so that a killed one leaves no heap.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name or f".{path.name}.partial")
     try:
         yield temporary
@@ -221,8 +313,71 @@ def written_whole(path: Path, temporary_name: str | None = None) -> Iterator[Pat
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file, for this process and not for those that it forks: they may outlive it.
+
+    Args:
+        path: of the file, which is made.
+        shared: beside others that share it, instead of alone.
+
+    Raises:
+        FileExistsError: if another process holds it.
+    """
+    with path.open("a+b") as file:
+        if not _lock(file, shared):
+            raise FileExistsError(f"another run is at work in {path.parent}; wait for it, or choose another --output")
+        yield
+
+
+def _lock(file: BinaryIO, shared: bool = False) -> bool:
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:  # any other means that the disk knows no locks
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def _private(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Private folders of processes that died while they built or removed them."""
+    name = re.compile(re.escape(f".{folder.name}.") + "[0-9a-f]{32}")
+    for left in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)] if fcntl is not None else []:
+        with suppress(OSError):
+            if any(path.name != _LOCK for path in left.iterdir()) and not (left / _LOCK).exists():
+                shutil.rmtree(left, ignore_errors=True)  # half removed
+            with (left / _LOCK).open("r+b") as file:
+                if _lock(file):
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_free(folder: Path) -> bool:
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _look(file: str | Path) -> tuple[int, int]:
+    """What changes when a file does: its size in bytes and its time of change in nanoseconds."""
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+def _read_or(path: Path, missing: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return missing
+
+
+def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # the name is on the disk only when the folder is
-        descriptor = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -4,8 +4,8 @@ import base64
 import html
 import io
 import os
-import tempfile
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,13 @@ class ContactSheet:
         page_size: images a page.
         image_size: longer side of the thumbnails in pixels.
         max_words: at most this many words an image; the others are counted.
+        on_page: called with each page and the name it is about to get.
 
     Raises:
         ValueError: if the path does not end in .html, or a number is too small.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with ContactSheet(Path(folder) / "sheet.html") as sheet:
         ...         sheet.add(Prediction(None, ("zebra",), (0.9,), (0,)), Image.new("RGB", (64, 48)))
@@ -124,6 +126,7 @@ class ContactSheet:
         page_size: int = 200,
         image_size: int = 320,
         max_words: int = 10,
+        on_page: Callable[[Path, Path], None] | None = None,
     ) -> None:
         _check(image_size, max_words)
         self.path, self.title, self.image_size, self.max_words = Path(path), title, image_size, max_words
@@ -137,7 +140,10 @@ class ContactSheet:
         self._words: set[str] = set()
         self._unreadable = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._unfinished = tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent)
+        self._on_page = on_page
+        self._unfinished = self.path.with_name(f".{self.path.name}.partial")  # always the same: no heap of killed ones
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        self._unfinished.mkdir()
 
     def add(self, prediction: Prediction, image: ImageSource | None = None) -> None:
         """One more image.
@@ -172,10 +178,14 @@ class ContactSheet:
 
     def close(self) -> list[Path]:
         """Write the last page and give all pages their names; their paths, in order."""
-        self._finish_page(has_next=False)
-        for page in reversed(self.pages):  # the first one last: whoever opens it finds the others
-            os.replace(Path(self._unfinished.name) / page.name, page)
-        self._unfinished.cleanup()
+        try:
+            self._finish_page(has_next=False)
+            for page in reversed(self.pages):  # the first one last: whoever opens it finds the others
+                if self._on_page is not None:
+                    self._on_page(self._unfinished / page.name, page)
+                os.replace(self._unfinished / page.name, page)
+        finally:
+            shutil.rmtree(self._unfinished, ignore_errors=True)
         return self.pages
 
     def __enter__(self) -> "ContactSheet":
@@ -185,7 +195,7 @@ class ContactSheet:
         if kind is None:
             self.close()
         else:
-            self._unfinished.cleanup()
+            shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def _image(self, photo: Image.Image, prediction: Prediction) -> str:
         buffer = io.BytesIO()
@@ -214,7 +224,7 @@ class ContactSheet:
             cards="".join(self._cards),
         )
         path = self._page_path(number)
-        (Path(self._unfinished.name) / path.name).write_text(page, encoding="utf-8")
+        (self._unfinished / path.name).write_text(page, encoding="utf-8")
         self.pages.append(path)
         self._cards, self._words, self._unreadable = [], set(), 0
 

@@ -145,12 +145,12 @@ def write_scores(path: Path, suffix: str, chunks: Iterable[pa.Table], num_images
         words: N words.
     """
     if suffix == ".npy":
-        matrix = np.lib.format.open_memmap(path, "w+", np.float32, (num_images, len(words)))
-        start = 0
-        for chunk in chunks:
-            matrix[start : start + len(chunk)] = full_scores_of(chunk)
-            start += len(chunk)
-        matrix.flush()
+        # Written in order, not through memory that is mapped: on a full disk that is a signal and not an error.
+        header = {"descr": "<f4", "fortran_order": False, "shape": (num_images, len(words))}
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                file.write(np.ascontiguousarray(full_scores_of(chunk), "<f4").data)
         return
     column = next((name for name in _ID_COLUMNS if name not in words), "")
     if not column:
