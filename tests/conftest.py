@@ -91,6 +91,14 @@ def make_model(vectors_path: Path) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(scope="module")
+def model_folder(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved `make_model()`, for the tests of one file."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    make_model().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def images() -> list[Image.Image]:
     """Seven random pictures of different sizes."""

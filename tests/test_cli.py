@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from zsmld.cli.arguments import build_parser
 from zsmld.recipe import recipe_names
 
 VERBS = sorted(next(a for a in build_parser()._actions if a.dest == "verb").choices)
-
-
-@pytest.fixture(scope="module")
-def model_folder(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "model"
-    make_model().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -31,13 +31,6 @@ from zsmld.predictor.parts import Part, PartsFolder, in_chunks, missing, written
 NAMES = ("tags.jsonl", "scores.npy", "scores.words.txt")
 
 
-@pytest.fixture(scope="module")
-def model_folder(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("predict") / "model"
-    make_model().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def place(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with `images/` of 24 photos, one of them broken; each batch becomes a part."""

@@ -5,6 +5,7 @@ layer            its one layer
 training_free    TrainingFreeScorer, what needs no training: alone, or as the prior of an MLDecoder
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from zsmld.decoder.layer import DecoderLayer
 from zsmld.decoder.ml_decoder import MLDecoder
 from zsmld.decoder.training_free import TrainingFreeScorer, average_descriptions
 
-__all__ = ["DecoderLayer", "MLDecoder", "TrainingFreeScorer", "average_descriptions", "build_decoder", "join_words"]
+__all__ = [
+    "DecoderLayer",
+    "MLDecoder",
+    "TrainingFreeScorer",
+    "average_descriptions",
+    "build_decoder",
+    "join_words",
+    "stack_words",
+]
 
 
 def build_decoder(config: dict[str, Any]) -> MLDecoder | TrainingFreeScorer:
@@ -42,3 +51,10 @@ def join_words(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[T
             a, b = (F.pad(t, [0, 0] * (t.ndim - 2) + [0, width - t.shape[1]]) for t in (a, b))
         joined.append(torch.cat([a, b]))
     return tuple(joined)
+
+
+def stack_words(rows: Sequence[Tensor]) -> Tensor:
+    """Embeddings of single words, (T) or (K,T) each -> (N,T), or (N,K,T) with zeros where a word has fewer."""
+    if rows[0].ndim == 2:
+        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return torch.stack(list(rows))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsmld.decoder import join_words
 from zsmld.decoder.folded import FoldedLayer, PackedLinear, fold
 from zsmld.decoder.int8 import Int8Layer, QuantizingLinear, int8_is_available
 from zsmld.decoder.ml_decoder import MLDecoder
@@ -23,7 +24,6 @@ Precision = Literal["fp32", "bf16", "int8"]
 _ROWS = {"cpu": 1024}  # decoded at once: their hidden layers, (1024,F) fp32, stay in the cache of a processor
 _ROWS_ELSEWHERE = 32768
 _IMAGES = 8  # whose keys and values are made at once
-_NO_WORDS = "words must be compiled words in word mode, got None; pass those of compile()"
 _KEPT = 2**28  # bytes of hidden layers that are kept with a vocabulary; with more words, values are not mixed
 
 
@@ -47,15 +47,10 @@ class CompiledWords:
 
     def join(self, others: "CompiledWords") -> "CompiledWords":
         """These words, and others behind them; their numbers of descriptions may differ."""
-        joined = {}
-        for name in self.parts:  # in their order, which means something
-            if name not in others.parts:  # hidden layers, which one of them may have kept
-                continue
-            a, b = self.parts[name], others.parts[name]
-            if a.ndim > 1 and a.shape[1] != b.shape[1]:
-                width = max(a.shape[1], b.shape[1])
-                a, b = (F.pad(t, [0, 0] * (t.ndim - 2) + [0, width - t.shape[1]]) for t in (a, b))
-            joined[name] = torch.cat([a, b])
+        # In their order, which means something; hidden layers may have been kept for one of them only.
+        names = [name for name in self.parts if name in others.parts]
+        first, second = (tuple(words.parts[name] for name in names) for words in (self, others))
+        joined = dict(zip(names, join_words(first, second), strict=True))
         if "hidden" in joined and joined["hidden"].nbytes > _KEPT:
             del joined["hidden"]
         return CompiledWords(joined)
@@ -212,15 +207,16 @@ class InferenceDecoder:
                 "the Predictor, again"
             )
         spatial = spatial_embeddings.float()
+        words = self._classes or words
+        if words is None and self.decoder.text_dim is not None:
+            raise ValueError("words must be compiled words in word mode, got None; pass those of compile()")
         if not self._folds:
             training = self.decoder.training
             try:
                 return self._decode_as_is(spatial, words)
             finally:
                 self.decoder.train(training)
-        words = self._classes or words
-        if words is None:
-            raise ValueError(_NO_WORDS)
+        assert words is not None  # folded classes are words as well
         if spatial.ndim != 3 or spatial.shape[2] != self._head.encoder_dim:
             self._head.memory(spatial)  # which refuses them, and says why
         logits = self._decode_all(spatial, words)
@@ -323,11 +319,9 @@ class InferenceDecoder:
     def _decode_as_is(self, spatial: Tensor, words: CompiledWords | None) -> Tensor:
         """By the decoder's own code, in eval mode; some images and words at a time."""
         decoder = self.decoder.eval()
-        if decoder.text_dim is None:
+        if decoder.text_dim is None or words is None:
             logits: Tensor = decoder(spatial).float()
             return logits
-        if words is None:
-            raise ValueError(_NO_WORDS)
         found = torch.empty(len(spatial), len(words), device=self._device)
         for images in _pieces(len(spatial), max(1, self._max_rows // len(words))):
             views = decoder.image_views(spatial[images]) if isinstance(decoder, TrainingFreeScorer) else None  # (b,V,T)

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from zsmld.datasets import Dataset, IndexedDataset
 from zsmld.datasets.loader import load_batches
-from zsmld.images import ImageEncoder
 from zsmld.processes import from_all, rank_and_world
 
 
@@ -89,10 +88,10 @@ def image_hash(image: Any) -> bytes:
     return digest.digest()
 
 
-def weights_hash(image_encoder: ImageEncoder) -> str:
-    """Hash of an encoder's parameters and buffers, 64 hexadecimal digits."""
+def weights_hash(network: nn.Module) -> str:
+    """Hash of a network's parameters and buffers, 64 hexadecimal digits."""
     digest = _blake2b()
-    for name, tensor in sorted(image_encoder.state_dict().items()):
+    for name, tensor in sorted(network.state_dict().items()):
         _add_tensor(digest, name, tensor)
     return digest.hexdigest()
 

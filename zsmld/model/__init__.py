@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from zsmld.decoder import MLDecoder, TrainingFreeScorer, build_decoder
+from zsmld.decoder import MLDecoder, TrainingFreeScorer, build_decoder, stack_words
 from zsmld.images import ImageEncoder
 from zsmld.model.files import CONFIG, WEIGHTS, local_folder, package_versions, replaced
 from zsmld.text import TextEncoder, resolve_device
@@ -170,9 +169,7 @@ class ZeroShotClassifier(nn.Module):
             else:
                 assert self.vocabulary is not None and self.word_embeddings is not None  # it is a known word
                 rows.append(self.word_embeddings[self.vocabulary.index(word)])
-        if rows[0].ndim == 2:  # words with fewer descriptions are filled up with zeros
-            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (N,K,T)
-        return torch.stack(rows)  # (N,T)
+        return stack_words(rows)
 
     def prompted(
         self,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from zsmld.features.hashing import weights_hash
 from zsmld.predictor import Predictor
 from zsmld.predictor.archives import list_collection, printable
 from zsmld.predictor.outputs import Outputs, check_absent
@@ -108,7 +108,7 @@ def identity_of(
         "words": list(predictor.vocabulary.words),
         "templates and descriptions": predictor.vocabulary.digest(),
         "synonyms": {word: list(texts) for word, texts in predictor.synonyms.items()},
-        "model": _weights_digest(model),
+        "model": weights_hash(model),
         "configuration of the model": _digest([model.image_encoder.config(), model.decoder.config(), model.scores]),
         "text encoder": model.text_encoder_identity,
         "calibration": None if calibration is None else _digest(calibration),
@@ -129,11 +129,3 @@ def _plain(value: Any) -> Any:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
-
-
-def _weights_digest(model: torch.nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=32)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from zsmld.decoder import stack_words
 from zsmld.model import ZeroShotClassifier
 from zsmld.predictor.prediction import Thresholds
 from zsmld.predictor.words import check_synonyms
@@ -88,7 +88,4 @@ def extended_vocabulary(model: ZeroShotClassifier, texts: Vocabulary, embeddings
             descriptions[word] = texts.prompts(word)
         rows[word] = embeddings[texts.index(word)]
     vocabulary = Vocabulary(rows, () if known is None else known.seen, templates, descriptions)
-    stored = list(rows.values())
-    if stored[0].ndim == 2:  # words with fewer descriptions are filled up with zeros
-        return vocabulary, torch.nn.utils.rnn.pad_sequence(stored, batch_first=True)  # (N,K,T)
-    return vocabulary, torch.stack(stored)  # (N,T)
+    return vocabulary, stack_words(list(rows.values()))
