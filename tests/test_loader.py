@@ -4,7 +4,10 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,3 +220,28 @@ def test_a_worker_that_fails_is_an_error_and_no_wait(kill: bool, error: type[Exc
     gc.collect()  # where torch waits five seconds for each worker, if its iterator hangs in the error's traceback
     assert time.monotonic() - started < 8
     assert not multiprocessing.active_children()
+
+
+def test_a_signal_to_workers_that_just_start_takes_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.set_num_threads
+
+    def signalled(number: int) -> None:  # torch's worker calls it after it has set its own handlers, before ours
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(number)
+
+    monkeypatch.setattr(torch, "set_num_threads", signalled)
+    assert sum(map(len, load_batches(Rows(9), None, 2, num_workers=2))) == 9
+
+
+def test_a_process_that_fails_between_batches_ends() -> None:
+    """The iteration hangs in the traceback that Python keeps, and with it the workers."""
+    code = (
+        "from zsmld.datasets.loader import load_batches\n"
+        "from tests.test_loader import Rows\n"
+        "batches = load_batches(Rows(9), None, 2, num_workers=2)\n"
+        "next(batches)\n"
+        "raise RuntimeError('the loss is not finite')\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.strip().endswith("RuntimeError: the loss is not finite")

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from zsmld import Predictor, ZeroShotClassifier
-from zsmld.cli import main
 from zsmld.predictor import collection
 from zsmld.predictor.collection import Outputs, tag_collection
 from zsmld.predictor.parts import PartsFolder, missing
@@ -65,24 +64,22 @@ def test_two_processes_finish_what_one_began(
 
 
 def in_two_processes(*arguments: str, of_second: tuple[str, ...] = ()) -> list[int]:
-    """Two forked processes, as a launcher starts them; what they say is in stderr0 and stderr1."""
+    """Two processes, as a launcher starts them; what they say is in stderr0 and stderr1."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    children = []
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "zsmld", "predict", "images", "--device", "cpu", *arguments]
+    started = []
     for rank in range(2):
-        children.append(os.fork())
-        if children[-1] == 0:
-            status = 99
-            try:
-                os.dup2(os.open(f"stderr{rank}", os.O_WRONLY | os.O_CREAT), 2)
-                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  # pytest has put its own in its place
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-                os.environ |= {"MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-                status = main(["predict", "images", "--device", "cpu", *arguments, *(of_second if rank else ())])
-                sys.stderr.flush()
-            finally:
-                os._exit(status)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        with open(f"stderr{rank}", "w") as said:
+            own = [*command, *(of_second if rank else ())]
+            started.append(subprocess.Popen(own, env=environment, stdout=subprocess.DEVNULL, stderr=said))
+    try:
+        return [process.wait(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_a_refusal_is_said_once(photos: Path, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

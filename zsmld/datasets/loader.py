@@ -1,9 +1,14 @@
 """Batches from a dataset: decoded, augmented and transformed in workers; unreadable images set aside, not raised."""
 
+import multiprocessing
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -96,14 +101,47 @@ def load_batches(
         generator=generator,
         worker_init_fn=_leave_signals_to_main,
     )
+    others = multiprocessing.active_children()
+    with _signals_held():
+        iterator = iter(batches)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    at_exit = Finalize(None, _end, args=(workers,), exitpriority=0)
     try:
-        yield from batches
+        yield from iterator
     except Exception as error:
         if num_workers:
             # The message has the worker's own traceback. Torch's, of this process, keeps the workers in a cycle of
             # references, from where each of them takes five seconds to end.
             error.__traceback__ = None
         raise
+    finally:
+        if not sys.is_finalizing():
+            at_exit.cancel()
+
+
+def _end(workers: list[Any]) -> None:
+    """For a process that exits within an iteration: it would send its workers SIGTERM, which they ignore, and wait."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if workers and on_main_thread and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
+    for worker in workers:
+        worker.kill()
+
+
+_OF_MAIN = {signal.SIGTERM, signal.SIGINT}
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals that come while workers start wait until each of them ignores them; torch's own handler would end it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_MAIN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _leave_signals_to_main(worker: int) -> None:
@@ -111,8 +149,10 @@ def _leave_signals_to_main(worker: int) -> None:
 
     Workers end when their batches are used up, or when the process that they work for is gone.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _OF_MAIN:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_MAIN)
 
 
 class _Rows(Dataset[dict[str, Any]]):
