@@ -15,10 +15,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from zsmld import Recipe
 from zsmld.cli import main
 from zsmld.datasets import READERS, prepare
-from zsmld.recipe import recipe_header, recipe_names
+from zsmld.recipe import Recipe, recipe_header, recipe_names
 from zsmld.resources import resource_path
 
 NAMES = recipe_names()

@@ -255,7 +255,7 @@ def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(zsmld.Recipe, "load", interrupted)
+    monkeypatch.setattr(zsmld.recipe.Recipe, "load", interrupted)
     assert main(["train", "custom"]) == 130
     assert capsys.readouterr().err == "zsmld train: interrupted\n"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from zsmld import Evaluator, Predictor, Recipe, ZeroShotClassifier, build_dataset
+from zsmld import Evaluator, Predictor, ZeroShotClassifier, build_dataset
 from zsmld.demo import run_demo
+from zsmld.recipe import Recipe
 from zsmld.resources import resource_path
 
 MODEL = resource_path("data", "scenes", "model")

@@ -9,9 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsmld import Recipe
 from zsmld.protocols import Protocol
-from zsmld.recipe import protocol_from, reader_options, recipe_names
+from zsmld.recipe import Recipe, protocol_from, reader_options, recipe_names
 from zsmld.trainer import Trainer
 
 NAMES = recipe_names()

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from zsmld import Evaluator, Predictor, Recipe, Trainer, Vocabulary, ZeroShotClassifier, build_dataset
+from zsmld import Evaluator, Predictor, Trainer, Vocabulary, ZeroShotClassifier, build_dataset
 from zsmld.augmentation import QueryAugmentation
 from zsmld.datasets import dense_targets
 from zsmld.datasets.captions import CaptionDataset, captions
@@ -29,6 +29,7 @@ from zsmld.decoder import MLDecoder, TrainingFreeScorer
 from zsmld.features import add_text_noise, encode_sentences
 from zsmld.images import ImageAugmentation
 from zsmld.metrics import average_precision, mean_average_precision
+from zsmld.recipe import Recipe
 from zsmld.scoring import score_dataset
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from zsmld.decoder import MLDecoder
     from zsmld.evaluator import Evaluator
     from zsmld.images import ImageEncoder
+    from zsmld.interop import add_ml_decoder_head
     from zsmld.model import ZeroShotClassifier, create_model
     from zsmld.predictor import Predictor
-    from zsmld.recipe import Recipe
+    from zsmld.predictor.pipeline import pipeline
     from zsmld.text import TextEncoder
     from zsmld.trainer import Trainer
     from zsmld.vocabulary import Vocabulary
@@ -29,12 +30,13 @@ _PUBLIC = {
     "Predictor": "predictor",
     "Evaluator": "evaluator",
     "Trainer": "trainer",
-    "Recipe": "recipe",
     "Vocabulary": "vocabulary",
     "TextEncoder": "text",
     "ImageEncoder": "images",
     "MLDecoder": "decoder",
     "build_dataset": "datasets",
+    "add_ml_decoder_head": "interop",
+    "pipeline": "predictor.pipeline",
 }
 
 __all__ = [
@@ -42,13 +44,14 @@ __all__ = [
     "ImageEncoder",
     "MLDecoder",
     "Predictor",
-    "Recipe",
     "TextEncoder",
     "Trainer",
     "Vocabulary",
     "ZeroShotClassifier",
+    "add_ml_decoder_head",
     "build_dataset",
     "create_model",
+    "pipeline",
 ]
 
 

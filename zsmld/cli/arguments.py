@@ -2,6 +2,7 @@
 
 import argparse
 
+from zsmld.cli import import_weights as importing
 from zsmld.cli import predict as predicting
 from zsmld.cli import verbs
 
@@ -180,6 +181,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-different", action="store_true", help="compare the common images and words of different reports"
     )
     compare.add_argument("--output", help=".md or .json; default the screen alone")
+
+    import_weights = verb(
+        "import-weights",
+        importing.import_weights,
+        "turn a checkpoint of another ML-Decoder, or word vectors of any form, into ours",
+        "zsmld import-weights tresnet_l_coco.pth --words coco.txt --output models/tresnet_l_coco\n"
+        "  zsmld import-weights model_best.pth.tar --image-encoder timm:resnet50 --output models/mine\n"
+        "  zsmld import-weights ResNet50_ml_decoder.pdparams --output models/paddle\n"
+        "  zsmld import-weights glove.6B.300d.txt --words words.txt --output vectors.npz\n"
+        "  zsmld import-weights wordvec_array.npy --classes classes.txt --output vectors.npz\n\n"
+        "Nothing in a file is run. Every tensor is accounted for in import.txt; what does not fit is listed and\n"
+        "nothing is written. See docs/migrate_weights.md.",
+    )
+    importing.add_arguments(import_weights)
 
     recipes = verb("recipes", verbs.recipes, "list the bundled recipes, or copy one", "zsmld recipes copy custom")
     recipes.add_argument("action", nargs="?", choices=("list", "copy"), default="list")

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsmld import Recipe, ZeroShotClassifier
+    from zsmld import ZeroShotClassifier
+    from zsmld.recipe import Recipe
 
 SECTIONS = ("image_encoder", "scorer", "text_encoder", "pretrained")
 # What a scorer's name decides, or its parts do; standardisation needs calibration images, in Python.
@@ -75,7 +76,7 @@ def evaluation_recipe(model: str, overrides: Sequence[str], protocol: str | None
     Raises:
         ValueError: listing everything that is wrong, of the scorer's settings too.
     """
-    from zsmld import Recipe
+    from zsmld.recipe import Recipe
 
     if not any(override.startswith("dataset.name=") for override in overrides):
         raise ValueError(

@@ -22,8 +22,8 @@ def demo(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train a recipe."""
-    from zsmld import Evaluator, Recipe
-    from zsmld.recipe import has_split
+    from zsmld import Evaluator
+    from zsmld.recipe import Recipe, has_split
     from zsmld.trainer import TrainingStopped
 
     recipe = Recipe.load(options.recipe, options.overrides)
@@ -93,8 +93,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_model(options: argparse.Namespace) -> "Report | None":
-    from zsmld import Evaluator, Recipe, ZeroShotClassifier
+    from zsmld import Evaluator, ZeroShotClassifier
     from zsmld.cli.training_free import build_scorer, evaluation_recipe, is_training_free
+    from zsmld.recipe import Recipe
 
     for name in ("targets", "partition", "words_file"):
         if getattr(options, name):
@@ -177,8 +178,9 @@ def lines_of(path: str) -> list[str]:
 
 def calibrate(options: argparse.Namespace) -> int:
     """Choose a calibration and store it with the model."""
-    from zsmld import Recipe, ZeroShotClassifier
+    from zsmld import ZeroShotClassifier
     from zsmld.calibration import calibrate as choose
+    from zsmld.recipe import Recipe
 
     if not Path(options.model).is_dir() and not options.output:
         raise ValueError(f"--output must say where the calibrated {options.model} goes, it is no folder here")

@@ -1,0 +1,67 @@
+"""`zsmld import-weights`: other people's checkpoints and word vectors become ours."""
+
+import argparse
+from pathlib import Path
+
+
+def import_weights(options: argparse.Namespace) -> int:
+    """Import a checkpoint into a model folder, or word vectors into an `.npz`."""
+    output = Path(options.output)
+    if output.suffix == ".npz":
+        return _import_vectors(options)
+    if options.classes:
+        raise ValueError("--classes is for an array of word vectors, and --output of these ends in .npz; use --words")
+    if output.exists() and not options.overwrite:
+        raise FileExistsError(f"--output {output} must not exist yet, it does; name another or add --overwrite")
+    from zsmld.interop import import_weights as import_checkpoint
+
+    named = ("image_encoder", "words", "word_vectors", "num_heads", "image_size", "mean", "std")
+    given = {name: value for name in named if (value := getattr(options, name)) is not None}
+    averaged = {"auto": None, "averaged": True, "last": False}[options.weights]
+    report = import_checkpoint(options.file, output, averaged=averaged, ignore=options.ignore, **given)
+    print(report if options.verbose else report.summary())
+    if report.left and not options.verbose:
+        print(f"every tensor, and why {len(report.left)} were left out: {output / 'import.txt'}")
+    return 0
+
+
+def _import_vectors(options: argparse.Namespace) -> int:
+    from zsmld.interop import import_word_vectors
+
+    output = Path(options.output)
+    for name in ("image_encoder", "word_vectors", "num_heads", "image_size", "mean", "std"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for a checkpoint, and --output {output} asks for word vectors; "
+                f"leave it out or name a folder"
+            )
+    if output.exists() and not options.overwrite:
+        raise FileExistsError(f"--output {output} must not exist yet, it does; name another or add --overwrite")
+    report = import_word_vectors(options.file, output, words=options.words, classes=options.classes)
+    print(f"{report}\nsaved to {output}; it is the text encoder vectors:{output}")
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.add_argument(
+        "file", help="checkpoint (.pth, .pt, .ckpt, .safetensors, .pdparams), or word vectors in any usual form"
+    )
+    parser.add_argument("--output", required=True, help="folder for the model; for word vectors a file ending in .npz")
+    parser.add_argument("--words", help="file with what the classes are called, in order; of word vectors those wanted")
+    parser.add_argument("--classes", help="word vectors: file with the words of an array that has no names")
+    parser.add_argument("--word-vectors", help="word mode: the vectors that the head was trained with")
+    parser.add_argument("--image-encoder", help="the body, timm:resnet50 for instance, where the file does not tell")
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "averaged", "last"),
+        default="auto",
+        help="of a checkpoint with both: the averaged ones (EMA) or those of the last step (default: averaged)",
+    )
+    parser.add_argument("--num-heads", type=int, help="attention heads, which no checkpoint stores (default: 8)")
+    parser.add_argument("--image-size", type=int, help="pixels (default: what the checkpoint or its code base says)")
+    parser.add_argument("--mean", type=float, nargs=3, metavar="M", help="per channel, in [0,1]; likewise")
+    parser.add_argument("--std", type=float, nargs=3, metavar="S", help="likewise")
+    parser.add_argument("--ignore", action="append", default=[], help="tensors to leave out, 'aux.*'; repeatable")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in --output")
+    parser.add_argument("--verbose", action="store_true", help="print what became of every tensor")
