@@ -1,13 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test acceptance check clean
 
 demo: .venv/installed  ## set up, then evaluate the bundled model and write runs/demo/report.html
 	$(BIN)/zsmld demo
 
 test: .venv/installed  ## set up, then the whole test suite, files shared by two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+acceptance: .venv/installed  ## what runs for minutes: notebooks, the web page in Chromium, the documentation, exports without torch
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { \
+	  echo "make acceptance needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
+	$(BIN)/python -m pytest tests/acceptance --timeout 900 --durations 10
 
 check: .venv/installed  ## format, lint, types
 	$(BIN)/ruff format --check .
