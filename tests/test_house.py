@@ -18,7 +18,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_bundled" not in path.
 
 # DESIGN, section 2: a module imports from its own step or from those before it.
 STEPS = [
-    {"resources", "processes"},
+    {"resources", "processes", "display"},
     {"decoder", "losses", "metrics", "augmentation", "text", "images", "vocabulary"},
     {"datasets", "protocols", "model", "baseline"},
     {"scoring", "calibration", "features", "predictor", "evaluator", "report", "attention"}
@@ -133,6 +133,21 @@ def test_names_for_type_checkers_are_the_public_ones() -> None:
 # -------------------------------------------------------------------------------------------------- every single file
 
 
+def arguments_of(node: ast.FunctionDef) -> list[str]:
+    """Names of the arguments, in order, without self and those with an underscore in front."""
+    every = [*node.args.posonlyargs, *node.args.args]
+    every += [node.args.vararg] if node.args.vararg else []
+    every += node.args.kwonlyargs + ([node.args.kwarg] if node.args.kwarg else [])
+    return [a.arg for a in every if a.arg not in ("self", "cls") and not a.arg.startswith("_")]
+
+
+def explained_lines(docstring: str | None) -> list[list[str]]:
+    """Names in the section Args, in order; several may share a line."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", docstring or "", re.MULTILINE)
+    lines = re.findall(r"^    ([*\w][\w*, ]*?):", section.group(1), re.MULTILINE) if section else []
+    return [[name.strip(" *") for name in line.split(",")] for line in lines]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 class TestEveryFile:
     def test_is_short(self, path: Path) -> None:
@@ -151,6 +166,31 @@ class TestEveryFile:
                 methods = [n for n in inner if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
                 missing += [f"{node.name}.{n.name}" for n in (node, *methods) if not ast.get_docstring(n)]
         assert not missing
+
+    def test_docstrings_explain_the_arguments_that_are_there(self, path: Path) -> None:
+        wrong = []
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                made = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+                fields = [
+                    n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+                ]
+                there = [*fields, *(arguments_of(made[0]) if made else [])]
+            elif isinstance(node, ast.FunctionDef):
+                there = arguments_of(node)
+            else:
+                continue
+            explained = {name for line in explained_lines(ast.get_docstring(node)) for name in line} - {"self", "cls"}
+            public = not node.name.startswith("_")
+            if explained and explained - set(there):
+                wrong.append(f"{node.name} explains {sorted(explained - set(there))}, which are not there")
+            if explained and public and isinstance(node, ast.FunctionDef) and set(there) - explained:
+                wrong.append(f"{node.name} leaves out {sorted(set(there) - explained)}")
+            if isinstance(node, ast.FunctionDef):
+                places = [there.index(line[0]) for line in explained_lines(ast.get_docstring(node)) if line[0] in there]
+                if places != sorted(places):
+                    wrong.append(f"{node.name} explains in another order than {there}")
+        assert not wrong
 
     def test_does_not_print_or_leave_or_swallow(self, path: Path) -> None:
         module, wrong = module_of(path), []

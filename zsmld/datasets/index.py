@@ -185,6 +185,7 @@ class Index:
             exclude_unseen_images: drop training images that show an unseen word.
             val_fraction: share of the training images that is "val", in [0,1), drawn with `seed`; default the
                 download's own validation images, if it has any.
+            seed: of that draw.
             descriptions: a JSON file of sentences about some of the words, see `zsmld.vocabulary.read_descriptions`.
 
         Returns:

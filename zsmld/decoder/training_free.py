@@ -281,7 +281,8 @@ class TrainingFreeScorer(nn.Module):
 
         Args:
             views: (B,V,T).
-            words: (N,T), or (N,K,T) with mask (N,K), as `word_queries` gives them.
+            words: (N,T), or (N,K,T), as `word_queries` gives them.
+            mask: (N,K), which of K are there.
 
         Returns:
             (B,N,2), or (B,N,1) if only one of them is wanted.
