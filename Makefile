@@ -14,10 +14,11 @@ acceptance: .venv/installed  ## what runs for minutes: notebooks, the web page i
 	  echo "make acceptance needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
 	$(BIN)/python -m pytest tests/acceptance --timeout 900 --durations 10
 
-check: .venv/installed  ## format, lint, types
+check: .venv/installed  ## format, lint, types, and the suite (house rules, doctests, README and guides) with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov zsmld --cov-report term:skip-covered --cov-fail-under 90
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zsmld needs Python 3.11 or newer: make PYTHON=python3.11")'

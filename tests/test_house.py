@@ -265,3 +265,10 @@ def test_constraints_pin_exact_versions() -> None:
     assert not wrong
     names = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
     assert len(set(names)) == len(names)
+
+
+def test_every_commit_is_checked_with_the_pinned_versions() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    used = re.findall(r"\[(\w+)==([\w.]+)\]", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert used and {name for name, _ in used} == {"ruff"}
+    assert {version for _, version in used} == {pins["ruff"]}
