@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -226,6 +226,24 @@ def test_metrics_of_scikit_learn_take_its_scores(scenes: dict[str, Any], scoring
     assert np.isfinite(cross_val_score(model, X, Y, scoring=scoring, cv=2, error_score="raise")).all()
 
 
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+@pytest.mark.parametrize("num_words", [1, 2, 3])
+def test_scores_across_folds(scenes: dict[str, Any], method: str, num_words: int) -> None:
+    X, Y, embeddings = scenes["X"][:60], scenes["Y"][:60, :num_words], scenes["embeddings"][:num_words]
+    model = small(word_embeddings=embeddings)
+    found = cross_val_predict(model, X, Y, cv=KFold(2), method=method)
+    wanted = [getattr(clone(model).fit(X[a], Y[a]), method)(X[b]) for a, b in KFold(2).split(X)]
+    np.testing.assert_allclose(found, np.concatenate(wanted), atol=1e-6)
+
+
+def test_numbers_of_numpy_from_a_search(scenes: dict[str, Any]) -> None:
+    X, Y, embeddings = scenes["X"][:60], scenes["Y"][:60, :5], torch.tensor(scenes["embeddings"][:5])
+    sizes = {"epochs": 2, "batch_size": 16, "num_positions": 4, "decoder_dim": 16, "num_heads": 2}
+    plain = small(word_embeddings=embeddings, **sizes).fit(X, Y).decision_function(X)
+    ours = small(word_embeddings=embeddings.requires_grad_(), **{name: np.int64(n) for name, n in sizes.items()})
+    np.testing.assert_array_equal(ours.fit(X, Y).decision_function(X), plain)
+
+
 def test_clone_and_pickle(scenes: dict[str, Any]) -> None:
     X, Y, words, embeddings = scenes["X"][:60], scenes["Y"][:60, :5], scenes["words"], scenes["embeddings"]
     augmentation = QueryAugmentation(noise=0.1)
@@ -264,8 +282,26 @@ def test_feature_names_are_kept(scenes: dict[str, Any]) -> None:
     [
         ({}, np.ones((6, 2, 4)), np.eye(6, 3, dtype=int), r"X must be \(M, F\), got dim 3 .* num_positions=S"),
         ({"num_positions": 3}, None, np.eye(6, 3, dtype=int), "num_positions must divide the 8 features of X, got 3"),
-        ({"num_positions": 0}, None, np.eye(6, 3, dtype=int), "num_positions must be at least 1, got 0"),
-        ({"epochs": 0}, None, np.eye(6, 3, dtype=int), "epochs must be at least 1, got 0"),
+        (
+            {"num_positions": 0},
+            None,
+            np.eye(6, 3, dtype=int),
+            "num_positions must be a whole number of at least 1, got 0",
+        ),
+        ({"epochs": 0}, None, np.eye(6, 3, dtype=int), "epochs must be a whole number of at least 1, got 0"),
+        ({"epochs": 2.5}, None, np.eye(6, 3, dtype=int), "epochs must be a whole number of at least 1, got 2.5"),
+        (
+            {"batch_size": "8"},
+            None,
+            np.eye(6, 3, dtype=int),
+            "batch_size must be a whole number of at least 1, got '8'",
+        ),
+        (
+            {"augmentation": QueryAugmentation(mixed=2)},
+            None,
+            np.array(["a", "b"] * 3),
+            "augmentation must be noise alone",
+        ),
         ({"lr": float("nan")}, None, np.eye(6, 3, dtype=int), "lr must be positive .* got nan"),
         ({"lr": 1e30}, None, np.eye(6, 3, dtype=int), "lr must be small enough .* StandardScaler"),
         ({"loss": "hinge"}, None, np.eye(6, 3, dtype=int), "loss must be one of"),

@@ -61,6 +61,13 @@ def test_what_does_not_fit_writes_nothing(
     assert "gone.pth" in capsys.readouterr().err
     assert main(["import-weights", str(checkpoint), "--classes", "five.txt", "--output", "model"]) == 2
     assert "--classes is for an array of word vectors" in capsys.readouterr().err
+    assert main(["import-weights", str(checkpoint), "--model-kwargs", "layers=3", "--output", "model"]) == 2
+    assert "--model-kwargs must be a JSON object" in capsys.readouterr().err
+    assert (
+        main(["import-weights", str(checkpoint), "--model-kwargs", '{"layers": [1, 1, 1, 1]}', "--output", "model"])
+        == 2
+    )
+    assert "layer1.1" in capsys.readouterr().err  # so the arguments arrive
     assert not Path("model").exists()
 
 

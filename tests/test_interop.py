@@ -518,3 +518,171 @@ def test_classes_of_the_same_name_get_a_number(small, tmp_path):
     model, report = load_weights(path, image_encoder="timm:test_resnet", image_size=64)
     assert model.vocabulary.words == ("bat", "ball", "bat (2)", "cap")
     assert "classes of the same name got a number: ['bat (2)']" in report.summary()
+
+
+# -------------------------------------------------------------------------------------------- what files also look like
+
+
+def official_word_forward(state, features, words, path="fc."):
+    """The official word mode, from its tensors alone: no module of torch's and none of ours."""
+    p = {name.removeprefix(path): tensor for name, tensor in state.items() if name.startswith(path)}
+    layer = "decoder.layers.0."
+
+    def linear(name, x):
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    def norm(name, x):
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    memory = linear("decoder.embed_standart", features.flatten(2).transpose(1, 2)).relu()  # (B,S,D)
+    t = linear("wordvec_proj", words).relu().expand(len(memory), -1, -1)  # (B,N,D)
+    t = norm(f"{layer}norm1", t + t)
+    joint = zip(
+        p[f"{layer}multihead_attn.in_proj_weight"].chunk(3),
+        p[f"{layer}multihead_attn.in_proj_bias"].chunk(3),
+        strict=True,
+    )
+    q, k, v = (x @ w.T + b for x, (w, b) in zip((t, memory, memory), joint, strict=True))
+    heads = []
+    for one in range(8):
+        part = slice(one * q.shape[2] // 8, (one + 1) * q.shape[2] // 8)
+        scores = torch.einsum("bnd,bsd->bns", q[..., part], k[..., part]) / math.sqrt(q.shape[2] / 8)
+        heads.append(scores.softmax(-1) @ v[..., part])
+    t = norm(f"{layer}norm2", t + linear(f"{layer}multihead_attn.out_proj", torch.cat(heads, 2)))
+    t = norm(f"{layer}norm3", t + linear(f"{layer}linear2", linear(f"{layer}linear1", t).relu()))
+    return (t @ p["decoder.duplicate_pooling"]).squeeze(2) + p["decoder.duplicate_pooling_bias"]
+
+
+@pytest.fixture
+def small_words(tmp_path):
+    """A small body with a head of word mode, and a file of word vectors of length three."""
+    torch.manual_seed(6)
+    body = timm.create_model("test_resnet", num_classes=0).eval()
+    head = OfficialHead(body.num_features, text=20).eval()
+    state = dict(body.state_dict()) | {f"fc.{name}": tensor for name, tensor in head.state_dict().items()}
+    vectors = 3 * F.normalize(torch.randn(4, 20), dim=1)
+    np.savez(tmp_path / "words.npz", words=np.array(["dog", "cat", "red", "car"]), embeddings=vectors.numpy())
+    return body, state, vectors
+
+
+def test_new_words_score_as_the_official_code_whatever_was_remembered(small_words, tmp_path):
+    """What the projection takes over is the length of the file's vectors, not that of a mean over parts."""
+    body, state, vectors = small_words
+    path = save(tmp_path, state)
+    model, report = load_weights(
+        path, image_encoder="timm:test_resnet", image_size=64, words=["red car"], word_vectors=tmp_path / "words.npz"
+    )
+    with torch.no_grad():
+        features = body.forward_features(IMAGES)
+        mean = vectors[2:].mean(0, keepdim=True)
+        close(model(IMAGES, model.word_embeddings), official_word_forward(state, features, mean), 1e-4)
+        new = model(IMAGES, model.encode_words(["dog", "car"]))
+        close(new, official_word_forward(state, features, vectors[[0, 3]]), 1e-4)
+    assert "1 words have the mean of their parts" in report.summary()
+
+
+def test_an_array_beside_its_words_gives_no_text_encoder_that_would_fail(small_words, tmp_path):
+    body, state, vectors = small_words
+    np.save(tmp_path / "array.npy", vectors.T.numpy()[None])
+    (tmp_path / "classes.txt").write_text("dog\ncat\nred\ncar\n")
+    model, report = load_weights(
+        save(tmp_path, state), image_encoder="timm:test_resnet", image_size=64, word_vectors=tmp_path / "array.npy"
+    )
+    assert model.text_encoder is None and "make one file of both with import_word_vectors" in report.summary()
+    with torch.no_grad():
+        expected = official_word_forward(state, body.forward_features(IMAGES), vectors)
+        close(model(IMAGES, model.word_embeddings), expected, 1e-4)
+
+
+def test_arguments_that_do_nothing_are_refused(small_words, small, tmp_path):
+    how = {"image_encoder": "timm:test_resnet", "image_size": 64}
+    with pytest.raises(ValueError, match="word_vectors must be given with words for a head of word mode"):
+        load_weights(save(tmp_path, small_words[1]), words=["dog"], **how)
+    path = save(tmp_path, small[2])
+    with pytest.raises(ValueError, match="word_vectors must be None for a head of class mode"):
+        load_weights(path, word_vectors=tmp_path / "words.npz", **how)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="output must be a folder, got the file"):
+        import_weights(path, tmp_path / "file", **how)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"idx_to_class": {"/m/3": "d", "/m/1": "a", "/m/0": "c", "/m/2": "b"}},  # an order of its own
+        {"idx_to_class": {3: "b", 2: "c", 1: "a", 0: "d"}},
+        {"class_to_idx": {"a": 1, "b": 3, "c": 2, "d": 0}},
+        {"classes": np.array(["d", "a", "c", "b"])},
+        {"idx_to_class": {label: np.str_(name) for label, name in enumerate("dacb")}},
+    ],
+)
+def test_names_of_classes_in_every_form(stored, small, tmp_path):
+    path = save(tmp_path, {"model": small[2], **stored})
+    model, _ = load_weights(path, image_encoder="timm:test_resnet", image_size=64)
+    assert model.vocabulary.words == ("d", "a", "c", "b")
+
+
+def test_a_number_for_a_name_is_not_one_that_is_there(small, tmp_path):
+    path = save(tmp_path, {"model": small[2], "classes": ["bat", "bat (2)", "bat", "cap"]})
+    model, _ = load_weights(path, image_encoder="timm:test_resnet", image_size=64)
+    assert model.vocabulary.words == ("bat", "bat (2)", "bat (3)", "cap")
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "mean", "interpolation"),
+    [
+        ({"img_size": None, "input_size": [3, 96, 96]}, 96, (0.0, 0.0, 0.0), "bilinear"),
+        ({"image_size": "96"}, 96, (0.0, 0.0, 0.0), "bilinear"),
+        ({"img_size": [96, 96], "mean": [0.5, 0.4, 0.3], "interpolation": "bicubic"}, 96, (0.5, 0.4, 0.3), "bicubic"),
+        ({"img_size": {}, "mean": None, "interpolation": "random"}, 448, (0.0, 0.0, 0.0), "bilinear"),
+    ],
+)
+def test_the_settings_of_the_training_prepare_the_images(settings, size, mean, interpolation, small, tmp_path):
+    path = save(tmp_path, {"state_dict": small[2], "args": argparse.Namespace(**settings)})
+    transform = load_weights(path, image_encoder="timm:test_resnet")[0].image_encoder.transform
+    assert (transform.image_size, transform.mean, transform.interpolation) == (size, mean, interpolation)
+    given = load_weights(path, image_encoder="timm:test_resnet", image_size=64, mean=(0.1, 0.1, 0.1))[0]
+    assert given.image_encoder.transform.image_size == 64 and given.image_encoder.transform.mean == (0.1, 0.1, 0.1)
+
+
+def test_a_wrapper_of_any_name_is_removed(small, tmp_path):
+    path = save(tmp_path, {"state_dict": {f"backbone.{name}": tensor for name, tensor in small[2].items()}})
+    model, report = load_weights(path, image_encoder="timm:test_resnet", image_size=64)
+    assert set(report.taken) == {f"backbone.{name}" for name in small[2]}
+    assert torch.equal(model.decoder.group_fc_bias, small[2]["fc.decoder.duplicate_pooling_bias"])
+
+
+def test_layers_after_the_map_may_be_missing(tmp_path):
+    """The official code deletes the whole `head` of a ConvNeXt, whose norm timm's model keeps."""
+    torch.manual_seed(7)
+    body = timm.create_model("test_convnext", num_classes=0).eval()
+    head = OfficialHead(body.num_features, classes=4, groups=2).eval()
+    state = {name: tensor for name, tensor in body.state_dict().items() if not name.startswith("head.")}
+    assert len(state) < len(body.state_dict())
+    state |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    model, report = load_weights(save(tmp_path, state), image_encoder="timm:test_convnext", image_size=64)
+    with torch.no_grad():
+        close(model(IMAGES), head(body.forward_features(IMAGES)))
+    assert any("head.norm" in name for name in report.kept)
+    del state["stem.0.weight"]
+    with pytest.raises(ValueError, match=r"1 missing \['stem\.0\.weight'\]"):
+        load_weights(save(tmp_path, state), image_encoder="timm:test_convnext", image_size=64)
+
+
+def test_a_damaged_pickle_is_one_sentence(tmp_path):
+    """Any byte may be wrong; nothing but a ValueError comes out."""
+    whole = pickle.dumps({"a": np.arange(6.0).reshape(2, 3), "b": ("n", np.arange(3)), "c": [1, "x", None, 2.5]})
+    rng = np.random.default_rng(0)
+    path, refused = tmp_path / "damaged.pdparams", 0
+    for _ in range(400):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), rng.integers(1, 4)):
+            content[place] = rng.integers(0, 256)
+        path.write_bytes(content[: rng.integers(1, len(content) + 1)])
+        try:
+            read_arrays(path)
+        except ValueError as error:
+            refused += 1
+            assert "must be a pickle of numpy arrays, cannot read it" in str(error)
+    assert refused > 200

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV2
 from torch import nn
@@ -297,3 +298,75 @@ def test_the_head_is_our_decoder_with_the_dtype_of_the_network():
     model = add_ml_decoder_head(Plain().double(), num_classes=5, map_of=stem_of, image_size=32, **SMALL)
     assert isinstance(model.head.decoder, MLDecoder)
     assert model(torch.zeros(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+# ------------------------------------------------------------------------------------------------ layer decay, layouts
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet", "cait_xxs24_224"])
+def test_layers_are_grouped_as_timm_groups_them(name):
+    """The stem must be first, also where timm's expression is "^stem|pos_embed", or a function."""
+    kwargs = {"depth": 2} if name.startswith("cait") else {}
+    original = timm.create_model(name, pretrained=False, **kwargs)
+    groups = {p: i for i, ps in group_parameters(original, original.group_matcher()).items() for p in ps}
+    model = build(name, 64 if "resnet" in name or "net" in name else None, kwargs, num_classes=5)
+    found = group_parameters(model, model.group_matcher())
+    ours = {p: i for i, ps in found.items() for p in ps}
+    own = [p for p in groups if f"body.{p}" in ours]
+    assert len(own) > 10
+    assert [(p, ours[f"body.{p}"]) for p in own] == [(p, groups[p]) for p in own]
+    assert {ours[p] for p in ours if p.startswith("head.")} == {max(found)}
+
+
+class LastChannels(nn.Module):
+    """As torchvision's Swin: its map has the channels last, and a permutation before the pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, 4)
+        self.permute, self.avgpool, self.fc = torchvision_permute(), nn.AdaptiveAvgPool2d(1), nn.Linear(12, 1000)
+
+    def forward(self, x):
+        x = self.stem(x).permute(0, 2, 3, 1)
+        return self.fc(self.avgpool(self.permute(x)))
+
+
+def torchvision_permute():
+    from torchvision.ops import Permute
+
+    return Permute([0, 3, 1, 2])
+
+
+def test_a_map_with_channels_last_is_not_read_as_rows():
+    with pytest.raises(ValueError, match=r"'fc' was given \(1, 8, 8, 12\) with its 12 channels in another place"):
+        add_ml_decoder_head(
+            LastChannels(), num_classes=5, image_size=32, remove=["permute", "avgpool"], replace="fc", **SMALL
+        )
+    model = add_ml_decoder_head(LastChannels(), num_classes=5, image_size=32, remove="avgpool", replace="fc", **SMALL)
+    assert model.fc.encoder_dim == 12, "one name may be a text"
+
+
+def test_a_layer_in_the_middle_is_not_replaced():
+    plain = Plain()
+    before = repr(plain)
+    with pytest.raises(ValueError, match=r"replace must be the last layer, whose result \(1, 5\) .* after 'stem\.1'"):
+        add_ml_decoder_head(plain, num_classes=5, image_size=32, remove=["avgpool"], replace="stem.1", **SMALL)
+    assert repr(plain) == before
+
+
+def test_a_head_with_channels_last_memory_and_autocast():
+    model = build(words=torch.randn(4, 8)).to(memory_format=torch.channels_last)
+    x = images(model, 64).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(x), torch.rand(2, 4))
+    loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet"])
+def test_torch_export_as_it_is_by_default(name):
+    model = build(name, 64, num_classes=5).eval()
+    x = images(model, 64, 4)
+    exported = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for count in (1, 4):
+        assert_close(exported.module()(x[:count]), model(x[:count]), atol=1e-5, rtol=1e-5)

@@ -103,3 +103,49 @@ def test_real_word_vectors(real, tmp_path):
     report = import_word_vectors(path, tmp_path / "out.npz", words=["traffic light", "dog", "unicorn"])
     assert report.words == ("traffic light", "dog") and report.missing == ("unicorn",)
     assert report.embeddings.shape == (2, 300)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
+    path, _ = write(tmp_path, "txt")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert import_word_vectors(path).words == CLASSES
+
+
+def test_words_may_be_given_for_a_npz_without_any(tmp_path):
+    path = tmp_path / "array.npz"
+    np.savez(path, wordvec_array=ARRAY.T[None])
+    np.testing.assert_array_equal(import_word_vectors(path, classes=CLASSES).embeddings, ARRAY)
+    np.savez(path, words=np.array(CLASSES), wordvec_array=ARRAY.T[None])
+    assert import_word_vectors(path).words == CLASSES
+
+
+def test_a_tensor_that_was_trained(tmp_path):
+    torch.save(torch.nn.Parameter(torch.from_numpy(ARRAY.T.copy())), tmp_path / "v.pt")
+    np.testing.assert_array_equal(import_word_vectors(tmp_path / "v.pt", classes=CLASSES).embeddings, ARRAY)
+
+
+def test_objects_and_damage_are_refused_without_the_advice_to_unpickle(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "b.npz", words=np.array(CLASSES, object), embeddings=ARRAY)
+    (tmp_path / "c.npz").write_bytes(b"PK junk")
+    for name in ("a.npy", "b.npz", "c.npz"):
+        with pytest.raises(ValueError, match=r"save it (again|as np\.array)") as told:
+            import_word_vectors(tmp_path / name, classes=CLASSES)
+        assert "allow_pickle" not in str(told.value) and str(tmp_path / name) in str(told.value)
+    (tmp_path / "GoogleNews.bin").write_bytes(b"4 7\ndog \x00\x01")
+    with pytest.raises(ValueError, match="must be word vectors as text, got a packed or binary file"):
+        import_word_vectors(tmp_path / "GoogleNews.bin")
+
+
+def test_the_output_is_one_that_the_text_encoder_reads(tmp_path):
+    path, _ = write(tmp_path, "txt")
+    with pytest.raises(ValueError, match=r"output must end in \.npz, by which the text encoder knows its form"):
+        import_word_vectors(path, tmp_path / "out.vec")
+    import_word_vectors(path, tmp_path / "new" / "out.npz")
+    assert (tmp_path / "new" / "out.npz").is_file()
+
+
+def test_lengths_are_those_of_the_whole_file(tmp_path):
+    path, _ = write(tmp_path, "npz-ours")
+    lengths = np.linalg.norm(ARRAY, axis=1)
+    assert import_word_vectors(path, words=["dog"]).lengths == pytest.approx((lengths.min(), lengths.max()))

@@ -158,10 +158,14 @@ def test_a_single_image_that_cannot_be_read_is_an_error(model: Any, tmp_path: Pa
         ({"candidate_labels": WORDS}, ValueError, "image must be given with candidate_labels, got None"),
         ({"top_k": 3}, ValueError, "hypothesis_template and top_k must come with an image"),
         ({"image": "https://x.org/a.jpg", "candidate_labels": WORDS}, ValueError, "on this machine, got the address"),
-        ({"image": ".", "candidate_labels": WORDS}, ValueError, r"a single file, got \.; list the files"),
-        ({"image": ["*.jpg"], "candidate_labels": WORDS}, ValueError, r"a single file, got \*\.jpg"),
+        ({"image": ".", "candidate_labels": WORDS}, ValueError, r"a single file, got '\.'; list the files"),
+        ({"image": ["*.jpg"], "candidate_labels": WORDS}, ValueError, r"a single file, got '\*\.jpg'"),
         ({"image": iter(()), "candidate_labels": WORDS}, TypeError, r"or a list of images, got tuple_iterator"),
-        ({"image": 3, "candidate_labels": WORDS}, TypeError, "must be a path, an image"),
+        ({"image": "FILE:///a.jpg", "candidate_labels": WORDS}, ValueError, "on this machine, got the address FILE"),
+        ({"image": "data:image/png;base64,AA", "candidate_labels": WORDS}, ValueError, "on this machine"),
+        ({"image": "", "candidate_labels": WORDS}, ValueError, "a single file, got ''"),
+        ({"image": 3, "candidate_labels": WORDS}, TypeError, "or a list of images, got int; give a path, a PIL image"),
+        ({"image": ["a.jpg", None], "candidate_labels": WORDS}, TypeError, "a list of images, got NoneType"),
         ({"image": "a.jpg", "candidate_labels": "dog"}, TypeError, r"candidate_labels must be a list .*\['dog'\]"),
         ({"image": "a.jpg", "candidate_labels": []}, ValueError, "candidate_labels must have at least one word"),
         (
@@ -174,6 +178,15 @@ def test_a_single_image_that_cannot_be_read_is_an_error(model: Any, tmp_path: Pa
 def test_errors_say_what_to_do(model: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pipeline(**arguments, model=model, device="cpu")
+
+
+def test_the_loaded_function_and_the_model_are_checked_too(model: Any) -> None:
+    classifier = pipeline(model=model, device="cpu")
+    for arguments, missing in (((None, WORDS), "image"), (("a.jpg", None), "candidate_labels")):
+        with pytest.raises(ValueError, match=f"{missing} must be given to score labels, got None"):
+            classifier(*arguments)
+    with pytest.raises(TypeError, match="model must be a folder, a name or a ZeroShotClassifier, got int"):
+        pipeline(model=3)  # type: ignore[call-overload]
 
 
 def test_no_images_is_no_answer(model: Any) -> None:

@@ -64,8 +64,8 @@ class MLDecoderClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         decoder_: the fitted `MLDecoder`, in eval mode.
         words_: the words that are scored, in the order of the columns; None for columns without names.
         word_embeddings_: (N,T) of these; None with class queries.
-        classes_: one word an image: the classes, sorted, in the order of the columns. Indicator matrix: for each
-            column the array [0, 1], as scikit-learn's forests and neighbours have it.
+        classes_: one word an image: the classes, sorted, in the order of the columns. Indicator matrix: (N,2), for
+            each column [0, 1], as scikit-learn's forests and neighbours have it.
         n_features_in_: F.
         feature_names_in_: (F,) the names of the columns of X, if it had some.
         loss_curve_: mean loss of an image in each epoch.
@@ -155,6 +155,12 @@ class MLDecoderClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             targets = _indicators(y, words)
         self._set_columns(words if embeddings is not None or self._one_word else None, embeddings, targets.shape[1])
+        augmentation = self.augmentation
+        if self._one_word and augmentation is not None and augmentation != QueryAugmentation(augmentation.noise):
+            raise ValueError(
+                f"augmentation must be noise alone where an image has exactly one word, got {augmentation}; give y as "
+                f"an indicator matrix for the others"
+            )
         self._train(X, targets)
         return self
 
@@ -223,7 +229,8 @@ class MLDecoderClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Words as an array of texts, and their embeddings (N,T); None where there are none."""
         names = None if words is None else check_words(words)
         if word_embeddings is not None:
-            embeddings = np.asarray(word_embeddings, np.float32).copy()
+            given = word_embeddings.detach().cpu() if isinstance(word_embeddings, Tensor) else word_embeddings
+            embeddings = np.asarray(given, np.float32).copy()
             if embeddings.ndim != 2 or not embeddings.size or len(embeddings) != len(names or embeddings):
                 wanted = "N" if names is None else len(names)
                 raise ValueError(
@@ -254,7 +261,8 @@ class MLDecoderClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             embeddings = None if embeddings is None else embeddings[order]
             self.classes_: Any = words
         else:
-            self.classes_ = [np.array([0, 1]) for _ in range(num_columns)]
+            # An array and not a list: `cross_val_predict` asks for its shape.
+            self.classes_ = np.tile(np.array([0, 1]), (num_columns, 1))
         self.words_ = None if words is None else tuple(words.tolist())
         self.word_embeddings_ = embeddings
 
@@ -273,12 +281,12 @@ class MLDecoderClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             decoder = self._new_decoder(spatial.shape[2], targets.shape[1]).to(device).train()
             words = None if self.word_embeddings_ is None else torch.from_numpy(self.word_embeddings_).to(device)
             optimizer = torch.optim.AdamW(decoder.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-            num_steps = self.epochs * -(-len(X) // self.batch_size)
+            num_steps = int(self.epochs * -(-len(X) // self.batch_size))  # a search gives integers of numpy
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=num_steps)
             self.loss_curve_: list[float] = []
             for epoch in range(self.epochs):
                 summed = 0.0
-                for rows in torch.randperm(len(X), generator=generator).split(self.batch_size):
+                for rows in torch.randperm(len(X), generator=generator).split(int(self.batch_size)):
                     queries, wanted = words, truth[rows].to(device)  # (N,T), (B,N)
                     if words is not None:
                         queries, wanted = augmentation(words, wanted, generator)  # (N',T), (B,N')
@@ -325,12 +333,13 @@ class MLDecoderClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _positions(self, X: np.ndarray) -> Tensor:
         """(M,F) -> (M,S,C)."""
-        return torch.tensor(X).unflatten(1, (self.num_positions, -1))
+        return torch.tensor(X).unflatten(1, (int(self.num_positions), -1))
 
     def _check_options(self, num_features: int) -> None:
         for name in ("epochs", "batch_size", "num_positions"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; correct it")
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or not value >= 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}; correct it")
         if num_features % self.num_positions:
             raise ValueError(
                 f"num_positions must divide the {num_features} features of X, got {self.num_positions}; flatten maps "

@@ -1,6 +1,7 @@
 """`zsmld import-weights`: other people's checkpoints and word vectors become ours."""
 
 import argparse
+import json
 from pathlib import Path
 
 
@@ -17,6 +18,8 @@ def import_weights(options: argparse.Namespace) -> int:
 
     named = ("image_encoder", "words", "word_vectors", "num_heads", "image_size", "mean", "std")
     given = {name: value for name in named if (value := getattr(options, name)) is not None}
+    if options.model_kwargs is not None:
+        given["model_kwargs"] = _as_dict(options.model_kwargs)
     averaged = {"auto": None, "averaged": True, "last": False}[options.weights]
     report = import_checkpoint(options.file, output, averaged=averaged, ignore=options.ignore, **given)
     print(report if options.verbose else report.summary())
@@ -25,11 +28,21 @@ def import_weights(options: argparse.Namespace) -> int:
     return 0
 
 
+def _as_dict(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"--model-kwargs must be a JSON object such as '{{\"layers\": [3, 4]}}', got {text}; quote it")
+    return found
+
+
 def _import_vectors(options: argparse.Namespace) -> int:
     from zsmld.interop import import_word_vectors
 
     output = Path(options.output)
-    for name in ("image_encoder", "word_vectors", "num_heads", "image_size", "mean", "std"):
+    for name in ("image_encoder", "word_vectors", "model_kwargs", "num_heads", "image_size", "mean", "std"):
         if getattr(options, name) is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for a checkpoint, and --output {output} asks for word vectors; "
@@ -52,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", help="word vectors: file with the words of an array that has no names")
     parser.add_argument("--word-vectors", help="word mode: the vectors that the head was trained with")
     parser.add_argument("--image-encoder", help="the body, timm:resnet50 for instance, where the file does not tell")
+    parser.add_argument("--model-kwargs", metavar="JSON", help="further arguments of its timm model")
     parser.add_argument(
         "--weights",
         choices=("auto", "averaged", "last"),

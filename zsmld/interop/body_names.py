@@ -2,10 +2,11 @@
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _DEPTHS: dict[tuple[int, ...], str] = {  # blocks of each of the four stages
@@ -123,8 +124,28 @@ def filtered(body: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Ten
     return found, {name: names.get(id(tensor), "taken apart by timm's filter") for name, tensor in tensors.items()}
 
 
+@torch.no_grad()
+def idle_children(network: nn.Module, run: Callable[[], Any]) -> list[str]:
+    """Names of a network's children that hold parameters and take no part in `run()`: what follows its map.
+
+    Example:
+        >>> pair = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
+        >>> idle_children(pair, lambda: pair["used"](torch.zeros(1, 2)))
+        ['idle']
+    """
+    ran: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in network.modules()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    children = [(name, child) for name, child in network.named_children() if any(True for _ in child.parameters())]
+    return [name for name, child in children if not ran & set(child.modules())]
+
+
 def fit_body(
-    body: nn.Module, tensors: dict[str, Tensor], ignore: Iterable[str]
+    body: nn.Module, tensors: dict[str, Tensor], ignore: Iterable[str], idle: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Choose what a network loads.
 
@@ -132,9 +153,10 @@ def fit_body(
         body: a timm network without its classifier.
         tensors: under its names.
         ignore: patterns (`fnmatch`) of tensors that may be left out.
+        idle: children that follow the map, see `idle_children`; their tensors may be missing.
 
     Returns:
-        The state to load; for each tensor that is left out the reason; names of the network's own counters that stay.
+        The state to load; for each tensor that is left out the reason; names of the network's own that stay.
 
     Raises:
         ValueError: if anything is missing, left over or of another shape; the message lists it.
@@ -152,7 +174,10 @@ def fit_body(
             left[name] = "a constant that the network computes itself"
         elif any(fnmatchcase(name, pattern) for pattern in ignore):
             left[name] = "ignored, as asked"
-    missing = sorted(name for name in set(own) - set(tensors) if not fnmatchcase(name, _COUNTERS))
+    optional = tuple(f"{child}." for child in idle)
+    missing = sorted(
+        name for name in set(own) - set(tensors) if not fnmatchcase(name, _COUNTERS) and not name.startswith(optional)
+    )
     unexpected = sorted(set(tensors) - set(own) - set(left))
     shapes = [
         f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"

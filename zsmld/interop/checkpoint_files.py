@@ -88,9 +88,9 @@ def read_arrays(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _ArrayUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle raises every kind, MemoryError and OverflowError among them
         raise ValueError(
-            f"{path} must be a pickle of numpy arrays, cannot read it: {error}; do not trust it"
+            f"{path} must be a pickle of numpy arrays, cannot read it: {error or type(error).__name__}; do not trust it"
         ) from error
 
 
@@ -122,16 +122,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    # Settings as timm's train.py stores them, and its figures, which are numpy scalars; both are data alone.
-    scalar = np.float64(0).__reduce__()[0]
-    plain: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
-    plain += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    # Settings as timm's train.py stores them, and figures and names, which are numpy scalars or arrays; all are data.
+    kinds = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "U")
+    plain: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in kinds)]
+    parts = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
+    plain += [(part, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, part in parts.items()]
     try:
         with torch.serialization.safe_globals(plain):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zip have many kinds; the reader needs the path and the reason
         try:
-            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            with torch.serialization.safe_globals(plain):
+                unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except Exception:  # damaged files, and those of torch before 1.6
             unsafe = []
         reason = f"it holds {sorted(unsafe)}, which may run code" if unsafe else f"{' '.join(str(error).split())[:200]}"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zsmld.images.timm_body import positions_of
+from zsmld.interop.body_names import idle_children
 from zsmld.interop.map_classifier import MapClassifier, MapFunction, MLDecoderHead
 from zsmld.text import TextEncoder
 
@@ -21,7 +22,7 @@ def add_ml_decoder_head(
     *,
     text_encoder: str | TextEncoder | None = "minilm",
     map_of: MapFunction | None = None,
-    remove: Sequence[str] = (),
+    remove: Sequence[str] | str = (),
     replace: str | None = None,
     image_size: int | None = None,
     **decoder_options: Any,
@@ -38,7 +39,7 @@ def add_ml_decoder_head(
         words: for word queries: embeddings (N,T), or a list of words; `set_words` changes them later.
         text_encoder: spec of the encoder of words that are given as texts.
         map_of: (model, images) -> map (B,C,H,W) or tokens (B,S,C), for networks that are not timm's.
-        remove: names of layers that do nothing from now on, ["avgpool"] for instance.
+        remove: name or names of layers that do nothing from now on, ["avgpool"] for instance.
         replace: name of the layer that the head takes the place of, "fc" for instance; it must be given a map
             (B,C,H,W), tokens (B,S,C), or a flattened map (B,C·S).
         image_size: pixels of the blank image that is sent through once to learn C; default what timm stores, else 224.
@@ -59,6 +60,7 @@ def add_ml_decoder_head(
         >>> model(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 20])
     """
+    remove = [remove] if isinstance(remove, str) else remove
     if num_classes is None and words is None:
         num_classes = getattr(model, "num_classes", None)
 
@@ -108,36 +110,28 @@ def _blank(model: nn.Module, image_size: int | None) -> Tensor:
 @torch.no_grad()
 def _probe(model: nn.Module, blank: Tensor, map_of: MapFunction | None) -> tuple[Tensor, list[str]]:
     """What the network makes of a blank image, and its children with parameters that had no part in it."""
-    ran: set[nn.Module] = set()
-    hooks = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in model.modules()]
+    found: list[Any] = []
     training = model.training
     model.eval()
     try:
-        if map_of is not None:
-            features = map_of(model, blank)
-        else:
-            features = positions_of(model, _features_of(model, blank))
-            if (
-                features.ndim == 3
-                and blank.shape[2] == blank.shape[3]
-                and round(features.shape[1] ** 0.5) ** 2 != features.shape[1]
-            ):
-                raise ValueError(
-                    f"model must give a square map, got {features.shape[1]} positions from {type(model).__name__}; use "
-                    f"a model whose tokens form a grid"
-                )
-            features = features.flatten(1, -2)  # (1,S,C)
+        unused = idle_children(
+            model,
+            lambda: found.append(_features_of(model, blank) if map_of is None else map_of(model, blank)),
+        )
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
+    (features,) = found
+    if map_of is None:
+        features = positions_of(model, features)
+        square = features.ndim == 4 or round(features.shape[1] ** 0.5) ** 2 == features.shape[1]
+        if blank.shape[2] == blank.shape[3] and not square:
+            raise ValueError(
+                f"model must give a square map, got {features.shape[1]} positions from {type(model).__name__}; use "
+                f"a model whose tokens form a grid"
+            )
+        return features.flatten(1, -2), unused  # (1,S,C)
     if not isinstance(features, Tensor):
         raise ValueError(f"map_of must give a tensor, got {type(features).__name__}; take one map of them")
-    unused = [
-        name
-        for name, child in model.named_children()
-        if any(True for _ in child.parameters()) and not ran & set(child.modules())
-    ]
     return features, unused
 
 
@@ -162,18 +156,37 @@ def _in_place(
             f"remove and replace must be layers of {type(model).__name__}, got {strangers}; its own are "
             f"{[name for name, _ in model.named_children()]}"
         )
-    for name in remove:
-        model.set_submodule(name, nn.Identity())
+    blank = _blank(model, image_size)
     try:
-        head = build(_channels(_given_to(model, known[replace], _blank(model, image_size)), known[replace], replace))
-    except BaseException:
         for name in remove:
+            model.set_submodule(name, nn.Identity())
+        head = build(_channels(_given_to(model, known[replace], blank), known[replace], replace))
+        model.set_submodule(replace, _like(head, model))
+        _check_last(model, blank, head.num_classes, replace)
+    except BaseException:
+        for name in (replace, *remove):  # from the outside in
             model.set_submodule(name, known[name])
         raise
-    model.set_submodule(replace, _like(head, model))
     if hasattr(model, "num_classes"):
         cast(Any, model).num_classes = head.num_classes
     return model
+
+
+@torch.no_grad()
+def _check_last(model: nn.Module, blank: Tensor, num_classes: int, name: str) -> None:
+    training = model.training
+    try:
+        found: Any = model.eval()(blank)
+    except RuntimeError as error:  # what comes after the head does not take logits
+        found = str(error)
+    finally:
+        model.train(training)
+    if isinstance(found, str) or (isinstance(found, Tensor) and tuple(found.shape) != (1, num_classes)):
+        told = tuple(found.shape) if isinstance(found, Tensor) else " ".join(found.split())[:100]
+        raise ValueError(
+            f"replace must be the last layer, whose result (1, {num_classes}) is the model's, got {told} after "
+            f"{name!r}; name the classifier"
+        )
 
 
 class _Reached(Exception):
@@ -203,6 +216,13 @@ def _given_to(model: nn.Module, layer: nn.Module, blank: Tensor) -> Tensor | Non
 def _channels(given: Tensor | None, layer: nn.Module, name: str) -> int:
     shape = () if given is None else tuple(given.shape)
     width = next((module.in_features for module in layer.modules() if isinstance(module, nn.Linear)), None)
+    # A map with channels last would be read the wrong way round; what stood here knew how wide a position is.
+    own, other = {4: (1, 3), 3: (2, 1)}.get(len(shape), (0, 0))
+    if own and shape[own] != width == shape[other]:
+        raise ValueError(
+            f"replace must be a layer that is given a map (B, C, H, W) or tokens (B, S, C), {name!r} was given {shape} "
+            f"with its {width} channels in another place; say where the map is with map_of"
+        )
     if len(shape) == 4:
         return shape[1]
     if len(shape) == 3:

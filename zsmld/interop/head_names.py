@@ -87,7 +87,9 @@ def find_head(tensors: dict[str, Tensor], averaged: bool | None = None) -> Found
     while True:
         rest = prefix[len(wrapper) :]
         root = rest.split(".")[0] + "."
-        if root not in _WRAPPERS and not is_averaged_copy(root):
+        # Or a name of the loop's own, "backbone." for instance, that every tensor is below.
+        below = rest != root and all(name.startswith(wrapper + root) for name in tensors)
+        if root not in _WRAPPERS and not is_averaged_copy(root) and not (rest and below):
             break
         wrapper += root
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

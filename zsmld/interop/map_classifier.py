@@ -1,5 +1,6 @@
 """A head that takes a map as other networks give it, and a network with this head that looks like timm's."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ class MLDecoderHead(nn.Module):
     Attributes:
         decoder: the `MLDecoder`.
         word_embeddings: (N,T), a buffer; only with `words`.
-        words: the words as texts, or None.
+        vocabulary: the words as texts, or None.
 
     Raises:
         ValueError: if an argument does not fit.
@@ -57,18 +58,18 @@ class MLDecoderHead(nn.Module):
             raise ValueError(
                 f"decoder_options must not set {foreign}, which come with the network; use zsmld.create_model for them"
             )
-        self.text_encoder, self.options, self.words = text_encoder, decoder_options, None
-        self.encoder_dim = encoder_dim
+        self.text_encoder, self.options, self.encoder_dim = text_encoder, decoder_options, encoder_dim
+        self.vocabulary: Vocabulary | None = None
         if words is None:
             self.decoder = MLDecoder(encoder_dim, num_classes=num_classes, **decoder_options)
             return
-        embeddings, names = self._encode(words)
+        embeddings, vocabulary = self._encode(words)
         if num_classes not in (None, len(embeddings)):
             raise ValueError(
                 f"num_classes must be the number of words or left out, got {num_classes} for {len(embeddings)} words; "
                 f"leave it out"
             )
-        self.words = names
+        self.vocabulary = vocabulary
         self.decoder = MLDecoder(encoder_dim, text_dim=embeddings.shape[1], **decoder_options)
         if len(embeddings) > 1:
             self.decoder.standardize_words(embeddings)
@@ -81,6 +82,11 @@ class MLDecoderHead(nn.Module):
             return cast(int, self.decoder.num_classes)
         return len(self.word_embeddings)
 
+    @property
+    def words(self) -> tuple[str, ...] | None:
+        """The words as texts; None for classes, and for embeddings that were given without them."""
+        return None if self.vocabulary is None else self.vocabulary.words
+
     def set_words(self, words: Tensor | Iterable[str]) -> None:
         """Other words from now on, seen in training or not; the weights stay what they are.
 
@@ -92,14 +98,14 @@ class MLDecoderHead(nn.Module):
         """
         if self.decoder.text_dim is None:
             raise ValueError("words must be given when the head is added to set others later, this one has classes")
-        embeddings, names = self._encode(words)
+        embeddings, vocabulary = self._encode(words)
         if embeddings.shape[1] != self.decoder.text_dim:
             raise ValueError(
                 f"words must be (N, {self.decoder.text_dim}) to fit the head's first words, got "
                 f"{tuple(embeddings.shape)}; encode them with the same text encoder"
             )
         self.word_embeddings = embeddings.to(self.word_embeddings)
-        self.words = names
+        self.vocabulary = vocabulary
 
     def forward(self, features: Tensor) -> Tensor:
         """Score the words or classes.
@@ -118,7 +124,7 @@ class MLDecoderHead(nn.Module):
             return cast(Tensor, self.decoder(features))
         return cast(Tensor, self.decoder(features, self.word_embeddings))
 
-    def _encode(self, words: Tensor | Iterable[str]) -> tuple[Tensor, tuple[str, ...] | None]:
+    def _encode(self, words: Tensor | Iterable[str]) -> tuple[Tensor, Vocabulary | None]:
         if isinstance(words, Tensor):
             if words.ndim != 2 or not words.is_floating_point() or not len(words):
                 raise ValueError(
@@ -132,7 +138,7 @@ class MLDecoderHead(nn.Module):
             )
         encoder = TextEncoder(self.text_encoder) if isinstance(self.text_encoder, str) else self.text_encoder
         vocabulary = words if isinstance(words, Vocabulary) else Vocabulary(words)
-        return encoder.encode_words(vocabulary), vocabulary.words
+        return encoder.encode_words(vocabulary), vocabulary
 
     def extra_repr(self) -> str:
         """How many of what."""
@@ -212,7 +218,7 @@ class MapClassifier(nn.Module):
         own = getattr(self.body, "no_weight_decay", None)
         return set() if own is None else {f"body.{name}" for name in own()}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> Any:
         """The body's groups of layers, for layer-wise learning rates; the head is last.
 
         Raises:
@@ -223,7 +229,10 @@ class MapClassifier(nn.Module):
             raise ValueError(
                 f"layer decay must be off for {type(self.body).__name__}, which names no groups of layers; leave it out"
             )
-        return {group: _below(pattern, "body") for group, pattern in own(coarse=coarse).items()}
+        groups = own(coarse=coarse)
+        if callable(groups):  # a few of timm's networks number a name with a function
+            return lambda name: groups(name.removeprefix("body.")) if name.startswith("body.") else float("inf")
+        return {group: _below(pattern, "body") for group, pattern in groups.items()}
 
 
 _OF_WORDS = ("output", "temperature", "prompts", "descriptions")
@@ -232,7 +241,9 @@ _OF_WORDS = ("output", "temperature", "prompts", "descriptions")
 def _below(pattern: Any, root: str) -> Any:
     """A regular expression about names, or timm's nested (expression, order), for the same names below a root."""
     if isinstance(pattern, str):
-        return rf"^{root}\.{pattern[1:]}" if pattern.startswith("^") else rf"^{root}\..*{pattern}"
+        # timm matches from the start of a name, and its expressions have alternatives: "^cls_token|pos_embed".
+        inner = re.sub(r"(?<!\[)\^", "", pattern)
+        return rf"{root}\.(?:{inner})"
     if isinstance(pattern, (list, tuple)):
         return type(pattern)(_below(part, root) for part in pattern)
     return pattern

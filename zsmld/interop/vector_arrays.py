@@ -22,12 +22,14 @@ class VectorReport:
         embeddings: (N,T) fp32, as the file has them, not normalised.
         averaged: those of several parts, whose vector is the mean over the parts.
         missing: words that have none; they are not in `words`.
+        lengths: of the shortest and the longest vector of the whole file.
     """
 
     words: tuple[str, ...]
     embeddings: np.ndarray
     averaged: tuple[str, ...]
     missing: tuple[str, ...]
+    lengths: tuple[float, float]
 
     def __str__(self) -> str:
         lines = [f"{len(self.words)} words with a vector of {self.embeddings.shape[1]} numbers"]
@@ -77,6 +79,8 @@ def import_word_vectors(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"word_vectors must be an existing file, not found: {path}; correct the path")
+    if output is not None and Path(output).suffix != ".npz":
+        raise ValueError(f"output must end in .npz, by which the text encoder knows its form, got {output}; rename it")
     names = None if classes is None else read_classes(classes)
     if names is None and path.suffix in (".npy", ".pickle", ".pkl"):
         names = read_classes(_beside(path))
@@ -96,10 +100,11 @@ def import_word_vectors(
         embeddings=np.stack(list(found.values())).astype(np.float32),
         averaged=tuple(word for word in found if not vectors.has(word)),
         missing=tuple(word for word in wanted if word not in found),
+        lengths=vectors.lengths(),
     )
     if output is not None:
-        with Path(output).open("wb") as file:  # np.savez would append .npz to another name
-            np.savez(file, words=np.array(report.words), embeddings=report.embeddings)
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(output, words=np.array(report.words), embeddings=report.embeddings)
     return report
 
 

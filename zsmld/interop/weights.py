@@ -1,18 +1,19 @@
 """Weights of other ML-Decoder implementations -> a model of ours, and a report in which every tensor stands."""
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from zsmld.decoder import MLDecoder
 from zsmld.images import ImageEncoder
-from zsmld.interop.body_names import filtered, fit_body, name_body, paddle_to_timm
+from zsmld.interop.body_names import filtered, fit_body, idle_children, name_body, paddle_to_timm
 from zsmld.interop.checkpoint_files import StoredWeights, is_averaged_copy, read_checkpoint
 from zsmld.interop.head_names import FoundHead, TranslatedHead, find_head, translate_head
 from zsmld.interop.vector_arrays import import_word_vectors, read_classes
@@ -99,6 +100,8 @@ def import_weights(path: str | Path, output: str | Path, **options: Any) -> Impo
         FileNotFoundError: if a file does not exist.
         ValueError: if the checkpoint does not fit; nothing is written then.
     """
+    if Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"output must be a folder, got the file {output}; name another")
     model, report = load_weights(path, **options)
     report.output = str(output)
     model.save_pretrained(output)
@@ -168,11 +171,13 @@ def load_weights(
     translated = translate_head(head, None if names is None else len(names), num_heads)
     mode = "word" if "text_dim" in translated.config else "class"
     report = ImportReport(str(path), head.kind, stored.place, mode, "")
-    settings = _settings(stored.others)
-    transform = dict(_TRANSFORMS[head.kind])
-    stored_size = settings.get("image_size") or settings.get("img_size")
-    transform["image_size"] = image_size or stored_size or transform["image_size"]
-    transform |= {name: given for name, given in (("mean", mean), ("std", std)) if given is not None}
+    if mode == "class" and word_vectors is not None:
+        raise ValueError(f"word_vectors must be None for a head of class mode, got {word_vectors}; leave it out")
+    if mode == "word" and words is not None and word_vectors is None:
+        raise ValueError("word_vectors must be given with words for a head of word mode, got None; name their file")
+    transform = _TRANSFORMS[head.kind] | _stored_transform(stored.others)
+    given = {"image_size": image_size, "mean": mean, "std": std}
+    transform |= {name: value for name, value in given.items() if value is not None}
     encoder = _load_body(stored, head, image_encoder, model_kwargs, transform, tuple(ignore), report)
     decoder = _load_decoder(encoder, translated, report)
     report.taken |= {f"{head.wrapper}{head.path}{theirs}": ours for theirs, ours in translated.origin.items()}
@@ -218,7 +223,10 @@ def _load_body(
         return encoder
     first = paddle_to_timm(body) if head.kind == "paddle" else {name: name for name in body}
     state, second = filtered(encoder.body, {first[name]: tensor for name, tensor in body.items()})
-    chosen, left, kept = fit_body(encoder.body, state, ignore)
+    blank = torch.zeros(1, 3, *[encoder.transform.image_size] * 2)
+    encoder.eval()
+    idle = idle_children(encoder.body, lambda: encoder(blank))
+    chosen, left, kept = fit_body(encoder.body, state, ignore, idle)
     encoder.body.load_state_dict(chosen)
     for name in body:
         ours = second[first[name]]
@@ -260,24 +268,41 @@ def _account(stored: StoredWeights, report: ImportReport) -> None:
         report.others.append(f"{name} ({type(value).__name__})")
 
 
-def _settings(others: dict[str, Any]) -> dict[str, Any]:
-    """The training's settings: a plain dict, or the Namespace of an argument parser."""
-    found = others.get("args")
-    return found if isinstance(found, dict) else dict(getattr(found, "__dict__", {}))
+def _stored_transform(others: dict[str, Any]) -> dict[str, Any]:
+    """How the training prepared its images, as far as its settings say: a dict, or an argument parser's Namespace."""
+    settings = others.get("args")
+    settings = settings if isinstance(settings, dict) else dict(getattr(settings, "__dict__", {}))
+    found: dict[str, Any] = {}
+    for name in ("image_size", "img_size", "input_size"):  # of timm: [3, 448, 448]
+        size = settings.get(name)
+        size = size[-1] if isinstance(size, (list, tuple)) and size else size
+        if (text := str(size)).isdigit() and int(text):
+            found.setdefault("image_size", int(text))
+    for name in ("mean", "std"):
+        value = settings.get(name)
+        if isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(v, (int, float)) for v in value):
+            found[name] = tuple(map(float, value))
+    if settings.get("interpolation") in ("bilinear", "bicubic"):  # timm also writes "" and "random"
+        found["interpolation"] = settings["interpolation"]
+    return found
 
 
 def _stored_words(others: dict[str, Any]) -> tuple[str, ...] | None:
     """The names of the classes of a checkpoint, in order; what is named twice gets a number."""
     found = others.get("idx_to_class", others.get("classes"))
+    labels = others.get("class_to_idx")
+    if found is None and isinstance(labels, dict):  # as torchvision's datasets have it
+        found = {label: word for word, label in labels.items()}
     if isinstance(found, dict):
-        found = [found[label] for label in sorted(found, key=lambda label: int(label))]
+        numbered = all(str(label).isdigit() for label in found)  # other keys say nothing of the order; the file does
+        found = [found[label] for label in (sorted(found, key=int) if numbered else found)]
+    found = found.tolist() if isinstance(found, np.ndarray) else found
     if not isinstance(found, (list, tuple)) or not found:
         return None
-    seen: Counter[str] = Counter()
-    names = []
+    names: dict[str, None] = {}
     for name in map(str, found):
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        again = (f"{name} ({number})" for number in itertools.count(2))
+        names[name if name not in names else next(other for other in again if other not in names)] = None
     return tuple(names)
 
 
@@ -304,7 +329,8 @@ def _give_words(
     """The words of a head of word mode, and where more come from.
 
     Our text encoders give vectors of length one; the official code gives the head those of its file as they are. Where
-    all of these have one length, the projection takes it over and both agree; else only the remembered words are right.
+    all of the file have one length, the projection takes it over and both agree; else only the remembered words are
+    right. The mean of several parts is shorter: remembered words keep it so, new ones would get length one.
     """
     if word_vectors is None:
         report.notes.append("no words yet: give word_vectors, the vectors that this head was trained with")
@@ -313,8 +339,7 @@ def _give_words(
     if vectors.missing:
         report.notes.append(f"words without a vector were left out: {list(vectors.missing)}")
     embeddings = torch.from_numpy(vectors.embeddings)
-    lengths = embeddings.norm(dim=1)
-    length = float(lengths.mean())
+    shortest, longest = vectors.lengths
     decoder = model.decoder
     assert isinstance(decoder, MLDecoder)  # built above
     if embeddings.shape[1] != decoder.text_dim:
@@ -322,17 +347,26 @@ def _give_words(
             f"word_vectors must be {decoder.text_dim} wide, as the head expects, got {embeddings.shape[1]} in "
             f"{word_vectors}; name the vectors it was trained with"
         )
-    if float((lengths - length).abs().max()) < 1e-3 * length:
-        spec = f"vectors:{Path(word_vectors).resolve()}"
-        _scale_words(decoder.word_proj, length)
-        embeddings = embeddings / lengths[:, None]
-        model.text_encoder, model.text_encoder_identity = spec, TextEncoder(spec).identity
-    else:
+    if longest - shortest > 2e-3 * longest:
         report.notes.append(
-            f"the word vectors are {float(lengths.min()):.2f} to {float(lengths.max()):.2f} long and the head knows "
-            f"them so; it scores these {len(vectors.words)} words, and no text encoder of ours, whose vectors have "
-            f"length one, may give it more"
+            f"the word vectors are {shortest:.2f} to {longest:.2f} long and the head knows them so; it scores these "
+            f"{len(vectors.words)} words, and no text encoder of ours, whose vectors have length one, may give it more"
         )
+    elif Path(word_vectors).suffix in (".npy", ".pickle", ".pkl"):
+        report.notes.append(
+            f"{Path(word_vectors).name} does not hold its words, so the model takes no new ones; make one file of both "
+            f"with import_word_vectors and give that"
+        )
+    else:
+        spec = f"vectors:{Path(word_vectors).resolve()}"
+        _scale_words(decoder.word_proj, longest)
+        embeddings = embeddings / longest
+        model.text_encoder, model.text_encoder_identity = spec, TextEncoder(spec).identity
+        if vectors.averaged:
+            report.notes.append(
+                f"{len(vectors.averaged)} words have the mean of their parts, as the official code has it; a new word "
+                f"of several parts gets its direction with length one"
+            )
     model.remember_words(Vocabulary(vectors.words), embeddings)
 
 

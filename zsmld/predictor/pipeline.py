@@ -1,5 +1,6 @@
 """The call that users of Hugging Face's zero-shot-image-classification pipeline know, with multi-label scores."""
 
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,6 +42,9 @@ class ImagePipeline:
         top_k: int | None = None,
     ) -> list[Any]:
         """Score labels in one image, or in each of a list; arguments, result and errors as in `pipeline`."""
+        if image is None or candidate_labels is None:
+            missing = "image" if image is None else "candidate_labels"
+            raise ValueError(f"{missing} must be given to score labels, got None; give an image and a list of labels")
         labels = check_words(candidate_labels, "candidate_labels")
         several = isinstance(image, (list, tuple))
         for one in image if several else [image]:
@@ -161,6 +165,10 @@ def pipeline(
 def _loaded(model: str | Path | ZeroShotClassifier) -> ZeroShotClassifier:
     if isinstance(model, ZeroShotClassifier):
         return model
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"model must be a folder, a name or a ZeroShotClassifier, got {type(model).__name__}; see pipeline for them"
+        )
     if str(model).startswith(("clip:", "conse:")):
         return create_scorer(str(model))
     return ZeroShotClassifier.from_pretrained(model)
@@ -168,13 +176,14 @@ def _loaded(model: str | Path | ZeroShotClassifier) -> ZeroShotClassifier:
 
 def _check_image(image: Any) -> None:
     """What would stand for several images, or for one on the network, is no image."""
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        raise ValueError(f"image must be on this machine, got the address {image}; download it and give the path")
+    if isinstance(image, str) and re.match(r"[a-z][a-z0-9+.-]+:(//|image/)", image, re.IGNORECASE):
+        raise ValueError(f"image must be on this machine, got the address {image:.80}; download it and give the path")
     is_path = isinstance(image, (str, Path))
     if is_path and not Path(image).is_file() and (Path(image).is_dir() or any(c in str(image) for c in "*?[")):
-        raise ValueError(f"image must be a single file, got {image}; list the files, or use Predictor for folders")
-    if not is_path and isinstance(image, Iterable) and not hasattr(image, "read") and not isinstance(image, _IMAGES):
-        raise TypeError(f"image must be an image or a list of images, got {type(image).__name__}; write list(image)")
+        raise ValueError(f"image must be a single file, got {str(image)!r}; list the files, or use Predictor")
+    if not is_path and not hasattr(image, "read") and not isinstance(image, _IMAGES):
+        hint = "write list(image)" if isinstance(image, Iterable) else "give a path, a PIL image, an array or bytes"
+        raise TypeError(f"image must be an image or a list of images, got {type(image).__name__}; {hint}")
 
 
 def _entries(prediction: Prediction) -> list[dict[str, Any]]:

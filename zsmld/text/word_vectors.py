@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,11 @@ class WordVectors:
     def words(self) -> tuple[str, ...]:
         """Every word of the file, in its order."""
         return tuple(sorted(self._labels, key=self._labels.__getitem__))
+
+    def lengths(self) -> tuple[float, float]:
+        """Of the shortest and the longest vector."""
+        found = np.linalg.norm(self._vectors, axis=1)
+        return float(found.min()), float(found.max())
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """(P,T) fp32, or an error that lists the texts without a vector."""
@@ -109,7 +115,11 @@ def _labels_of(words: Sequence[str]) -> dict[str, int]:
 def _read_vectors(path: Path, classes: Sequence[str] | None = None) -> tuple[dict[str, int], np.ndarray]:
     """Words and vectors (N,T) of a .npz, an array and its list, or a text file (GloVe, fastText, word2vec)."""
     if path.suffix == ".npz":
-        return _read_npz(path)
+        return _read_npz(path, classes)
+    if path.suffix in (".gz", ".zip", ".bin", ".model"):
+        raise ValueError(
+            f"{path} must be word vectors as text, got a packed or binary file; unpack it, or save word2vec's as text"
+        )
     if path.suffix in (".npy", ".pt", ".pth"):
         array, stored = _read_array(path)
         words = classes or stored
@@ -122,7 +132,7 @@ def _read_vectors(path: Path, classes: Sequence[str] | None = None) -> tuple[dic
     labels: dict[str, int] = {}
     rows: list[np.ndarray] = []
     width = None
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             parts = line.rstrip().split(" ")
             if number == 1 and len(parts) == 2 and all(part.isdigit() for part in parts):
@@ -151,28 +161,54 @@ def _read_vectors(path: Path, classes: Sequence[str] | None = None) -> tuple[dic
     return labels, np.stack(rows)
 
 
-def _read_npz(path: Path) -> tuple[dict[str, int], np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
+def _read_npz(path: Path, given: Sequence[str] | None) -> tuple[dict[str, int], np.ndarray]:
+    arrays = _load_numpy(path)
+    with arrays:
         if {"words", "embeddings"} <= set(arrays.files):
-            words, vectors = arrays["words"], arrays["embeddings"].astype(np.float32)
+            words = list(map(str, _array_in(arrays, "words", path)))
+            vectors = _array_in(arrays, "embeddings", path).astype(np.float32)
             if vectors.ndim != 2 or len(words) != len(vectors):
                 raise ValueError(f"{path}: embeddings must be ({len(words)}, T), got {vectors.shape}; one row per word")
             if not np.isfinite(vectors).all():
                 raise ValueError(f"{path}: embeddings must be finite numbers, got NaN or infinity; repair the file")
             return _labels_of(words), vectors
-        others = [name for name in arrays.files if name != "classes"]
-        if "classes" not in arrays.files or len(others) != 1:
+        others = [name for name in arrays.files if name not in ("classes", "words")]
+        stored = next((name for name in ("classes", "words") if name in arrays.files), None)
+        if (stored is None and given is None) or len(others) != 1:
             raise ValueError(
                 f"{path} must hold the arrays 'words' and 'embeddings', got {sorted(arrays.files)}; rename them"
             )
-        classes = [str(word) for word in arrays["classes"]]
-        return _labels_of(classes), orient_vectors(arrays[others[0]], len(classes), str(path))
+        classes = given if stored is None or given is not None else list(map(str, _array_in(arrays, stored, path)))
+        assert classes is not None  # for the type checker: one of both is there
+        return _labels_of(classes), orient_vectors(_array_in(arrays, others[0], path), len(classes), str(path))
+
+
+def _load_numpy(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        # numpy's own sentence advises to unpickle, which runs what a stranger wrote.
+        raise ValueError(
+            f"{path} must be numbers or texts as numpy saves them, cannot read it, it is damaged or a pickle; save it "
+            f"again"
+        ) from error
+
+
+def _array_in(arrays: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        found: np.ndarray = arrays[name]
+    except ValueError as error:  # of objects
+        raise ValueError(
+            f"{path}: {name} must be an array of numbers or texts, got objects; save it as np.array(list)"
+        ) from error
+    return found
 
 
 def _read_array(path: Path) -> tuple[np.ndarray, list[str] | None]:
     """An array, and its words if the file has them too: `{"classes": [...], "wordvec_array": tensor}`."""
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False), None
+        array: np.ndarray = _load_numpy(path)
+        return array, None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -183,4 +219,4 @@ def _read_array(path: Path) -> tuple[np.ndarray, list[str] | None]:
         words, loaded = loaded.get("classes", loaded.get("words")), tensors[0] if len(tensors) == 1 else None
     if not isinstance(loaded, torch.Tensor):
         raise ValueError(f"{path} must hold one tensor of word vectors, got none or several; save it alone")
-    return loaded.float().numpy(), None if words is None else [str(word) for word in words]
+    return loaded.detach().float().numpy(), None if words is None else [str(word) for word in words]
