@@ -7,25 +7,25 @@ trained with and those words' embeddings, so that scoring known words needs no t
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from zsmld.decoder import MLDecoder, TrainingFreeScorer, build_decoder, stack_words
+from zsmld.decoder import MLDecoder, TrainingFreeScorer, stack_words
 from zsmld.images import ImageEncoder
-from zsmld.model.files import CONFIG, WEIGHTS, local_folder, package_versions, replaced
+from zsmld.model.card import model_card
+from zsmld.model.card_figures import ReportLike
+from zsmld.model.checkpoint import load_checkpoint
+from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions, replaced
+from zsmld.model.hub import find_checkpoint, push_checkpoint
+from zsmld.model.summary import summary_html
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
 
-__all__ = ["ZeroShotClassifier", "create_model", "package_versions"]
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, ModelCard
 
-_FORMAT = 1
-_IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "interpolation", "resize"} | {
-    "projected",
-    "value_path",
-    "global_token",
-}
-_FORBIDDEN_KWARGS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
+__all__ = ["ZeroShotClassifier", "create_model", "model_card", "package_versions"]
 
 
 class ZeroShotClassifier(nn.Module):
@@ -47,6 +47,7 @@ class ZeroShotClassifier(nn.Module):
         scores: what makes scores of logits: "sigmoid", or "softmax" where an image has one word; stored with it.
         training_record: how the weights came about, as plain data: the epoch, what selected it, whether they are
             averaged, every setting, the git revision; stored with it; None before training.
+        source: "owner/name@commit" where it was loaded from the Hub, which loads the same one again; else None.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -87,6 +88,7 @@ class ZeroShotClassifier(nn.Module):
         self.prediction: dict[str, Any] | None = None
         self.scores: str = "sigmoid"
         self.training_record: dict[str, Any] | None = None
+        self.source: str | None = None
         if vocabulary is not None:
             self.remember_words(vocabulary, word_embeddings)
 
@@ -258,7 +260,7 @@ class ZeroShotClassifier(nn.Module):
 
     def _config_text(self) -> str:
         config: dict[str, Any] = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "image_encoder": self.image_encoder.config(),
             "decoder": self.decoder.config(),
             "text_encoder": {"spec": self.text_encoder, "identity": self.text_encoder_identity},
@@ -280,56 +282,74 @@ class ZeroShotClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hub_id: str | Path, revision: str | None = None, device: str = "cpu"
+        cls,
+        path_or_hub_id: str | Path,
+        revision: str | None = None,
+        device: str = "cpu",
+        token: str | bool | None = None,
     ) -> "ZeroShotClassifier":
         """Load a model from a folder, or from the Hugging Face Hub; downloads no other weights, runs no foreign code.
 
         Args:
-            path_or_hub_id: a folder written by `save_pretrained`, or "owner/name" on the Hub.
-            revision: branch, tag or commit on the Hub.
+            path_or_hub_id: a folder written by `save_pretrained`; or on the Hub "owner/name" or "owner/name@revision".
+            revision: commit hash, tag or branch on the Hub. A commit never changes, and once it is in the cache it
+                needs no network; without one the newest is loaded, with a warning that names it.
             device: where the network goes.
+            token: for private models on the Hub; default the one of `hf auth login`.
 
         Returns:
-            The model in eval mode.
+            The model in eval mode; `source` says where on the Hub it is from.
 
         Raises:
             FileNotFoundError: if there is no such folder and the Hub cannot be reached or has no such model.
             ValueError: if the files are damaged or do not fit each other; every key must match.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = local_folder(path_or_hub_id, revision)
-        try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS)
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-            raise ValueError(f"checkpoint {folder} must be readable, it is damaged: {error}; save it again") from error
-        if not isinstance(config, dict) or config.get("format") != _FORMAT:
-            found = config.get("format") if isinstance(config, dict) else type(config).__name__
-            raise ValueError(f"checkpoint {folder} must have format {_FORMAT}, got {found}; update zsmld")
-        model, vocabulary = _from_config(cls, config, folder)
-        word_embeddings = tensors.pop("word_embeddings", None)
-        own = model.state_dict()
-        missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
-        shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-        if missing or unexpected or shapes:
-            raise ValueError(
-                f"checkpoint {folder} must fit its config, got {len(missing)} missing {missing[:3]}, "
-                f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of other shape {shapes[:3]}; "
-                f"save it again"
-            )
-        model.load_state_dict(tensors)
-        if vocabulary is not None:
-            model.remember_words(vocabulary, word_embeddings)
+        folder, source = find_checkpoint(path_or_hub_id, revision, token)
+        model = load_checkpoint(cls, folder, source or str(folder))
+        model.source = source
         return model.to(resolve_device(device)).eval()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        report: ReportLike | None = None,
+        license: str | None = None,
+        card: "ModelCard | None" = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload model",
+        token: str | bool | None = None,
+    ) -> "CommitInfo":
+        """Publish this model on the Hugging Face Hub, with a model card; see `zsmld.model.hub.push_checkpoint`.
+
+        Args:
+            repo_id: "owner/name", made if it does not exist.
+            report, license: for the card, see `zsmld.model.model_card`.
+            card: instead of the generated one, as it is.
+            private: of a new repository; True refuses one that is public.
+            revision: branch, made if it does not exist; default main.
+            create_pr: open a pull request instead.
+            commit_message: of the weights; the card's commit follows.
+            token: that may write; default the one of `hf auth login`.
+
+        Returns:
+            The last commit: `from_pretrained(repo_id, revision=commit.oid)` loads this model wherever the branch goes.
+        """
+        return push_checkpoint(
+            self, repo_id, report, license, card, private, revision, create_pr, commit_message, token
+        )
+
+    _repr_html_ = summary_html
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for p in self.parameters()) / 1e6
         words = "no vocabulary" if self.vocabulary is None else f"{len(self.vocabulary)} words"
         return (
             f"ZeroShotClassifier({self.image_encoder.spec!r}, {self.image_encoder.transform.image_size}px, "
-            f"text_encoder={self.text_encoder!r}, output={self.decoder.output!r}, {words}, {millions:.1f}M parameters)"
+            f"text_encoder={self.text_encoder!r}, output={self.decoder.output!r}, {words}, {millions:.1f}M parameters"
+            f"{f', {self.source}' if self.source else ''})"
         )
 
 
@@ -369,41 +389,3 @@ def create_model(
         **decoder_options,
     )
     return ZeroShotClassifier(image_encoder, decoder, text_encoder)
-
-
-def _from_config(
-    cls: type[ZeroShotClassifier], config: dict[str, Any], folder: Path
-) -> tuple[ZeroShotClassifier, Vocabulary | None]:
-    try:
-        image_config = dict(config["image_encoder"])
-        # A checkpoint is data: it must not make us read other files or fetch other weights.
-        foreign = sorted((set(image_config) - _IMAGE_KEYS) | (set(image_config["model_kwargs"]) & _FORBIDDEN_KWARGS))
-        if foreign:
-            raise ValueError(f"checkpoint {folder} must not set {foreign} of its image encoder; it is not one of ours")
-        image_encoder = ImageEncoder(pretrained=False, **image_config)
-        decoder = build_decoder(config["decoder"])
-        model = cls(image_encoder, decoder, recipe=config["recipe"])
-        model.text_encoder = config["text_encoder"]["spec"]
-        model.text_encoder_identity = config["text_encoder"]["identity"]
-        vocabulary = None if config["vocabulary"] is None else Vocabulary.from_dict(config["vocabulary"])
-        # Checkpoints that were written before these were stored, or have none, lack the keys.
-        model.heldout_words = check_words(config.get("heldout_words", ()), "heldout_words", allow_empty=True)
-        model.calibration = config.get("calibration")
-        model.prediction = config.get("prediction")
-        model.training_record = config.get("training")
-        model.scores = config.get("scores", "sigmoid")
-        if model.scores not in ("sigmoid", "softmax"):
-            raise ValueError(f"checkpoint {folder} must have scores sigmoid or softmax, got {model.scores!r}")
-        plain = {"calibration": model.calibration, "prediction": model.prediction, "training": model.training_record}
-        for name, stored in plain.items():
-            if not isinstance(stored, dict | None):
-                raise TypeError(f"a {name} of type {type(stored).__name__}, which is no mapping")
-        strangers = sorted(set(model.heldout_words) - set(() if vocabulary is None else vocabulary.seen))
-        if strangers:
-            raise ValueError(
-                f"checkpoint {folder} must have heldout_words among its seen words, got {strangers[:5]}; correct "
-                f"{CONFIG}"
-            )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {folder} must have a complete {CONFIG}, got {error}; save it again") from error
-    return model, vocabulary
