@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, cast
 
 import numpy as np
@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from zsmld.decoder import DecoderLayer, MLDecoder, TrainingFreeScorer
+from zsmld.display import facts, panel
+from zsmld.display import image as image_in_page
 from zsmld.images import ImageSource, load_image
 from zsmld.images.lettering import Lettering
 from zsmld.images.transform import ImageTransform
@@ -21,6 +23,7 @@ from zsmld.vocabulary import Vocabulary, check_words
 Heads = Literal["mean", "max", "each"] | int
 
 _PAIRS = 2048  # of an image and a word that are decoded at once
+_NUM_SHOWN = 11  # words in a notebook: three rows with the image
 
 
 class HasModel(Protocol):
@@ -118,6 +121,16 @@ class Attention:
     def __repr__(self) -> str:
         rows, columns = self.places.shape[1:]
         return f"Attention({len(self.words)} words, {rows}x{columns} places, {self.image.width}x{self.image.height}px)"
+
+    def _repr_html_(self) -> str:
+        shown = replace(self, words=self.words[:_NUM_SHOWN], places=self.places[:_NUM_SHOWN])
+        left_out = len(self.words) - _NUM_SHOWN
+        return panel(
+            "Where the head looked",
+            facts("beside each word: how many times an even share its brightest place has"),
+            image_in_page(shown.picture(tile_size=200), ", ".join(shown.words)),
+            facts(f"and {left_out} more words, see overlay") if left_out > 0 else "",
+        )
 
 
 def explain(

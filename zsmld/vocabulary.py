@@ -13,8 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from zsmld.display import chips, facts, folded, panel, table
+
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 TEMPLATE_SETS = ("photo", "simple", "imagenet")
+
+_NUM_SHOWN = 60  # seen and as many unseen words in a notebook's table
 
 
 class Vocabulary:
@@ -164,6 +168,27 @@ class Vocabulary:
     def __repr__(self) -> str:
         shown = ", ".join(repr(word) for word in self.words[:3]) + (", …" if len(self) > 3 else "")
         return f"Vocabulary({shown}; {len(self.seen)} seen, {len(self.unseen)} unseen)"
+
+    def _repr_html_(self) -> str:
+        sides = {"seen": self.seen, "unseen": self.unseen}
+        shown = [word for words in sides.values() for word in words[:_NUM_SHOWN]]
+        rows = [
+            [str(label), self.words[label], "seen" if self.is_seen[label] else "unseen", _first(self.prompts(word))]
+            for label, word in sorted((self.index(word), word) for word in shown)
+        ]
+        left_out = len(self) - len(shown)
+        title = f"the first {_NUM_SHOWN} of each side, {left_out} are left out" if left_out else "every word"
+        described = [f"words with descriptions: {len(self._descriptions)}"] if self._descriptions else []
+        return panel(
+            f"Vocabulary of {len(self)} words: {len(self.seen)} seen, {len(self.unseen)} unseen",
+            facts(f"templates: {_first(self.templates)}", *described),
+            *(chips(side, words, side == "seen") for side, words in sides.items() if words),
+            folded(f"Labels and prompts of {title}", table(["label", "word", "", "prompt"], rows, text=(1, 2, 3))),
+        )
+
+
+def _first(texts: Sequence[str]) -> str:
+    return texts[0] + (f" and {len(texts) - 1} more" if len(texts) > 1 else "")
 
 
 def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = False) -> tuple[str, ...]:

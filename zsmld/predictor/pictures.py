@@ -1,7 +1,5 @@
 """Predictions to look at: a photo with its words and scores, and a contact sheet of many."""
 
-import base64
-import html
 import io
 import os
 import shutil
@@ -9,11 +7,13 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 from urllib.parse import quote
 
 from PIL import Image, ImageDraw
 
+from zsmld.display import bars, beside, blank, data_url, facts, panel
+from zsmld.display import escaped as _text
+from zsmld.display import image as shown_image
 from zsmld.images import ImageSource, load_image
 from zsmld.images.lettering import Lettering
 from zsmld.predictor.prediction import Prediction
@@ -90,6 +90,19 @@ def annotate(
         note = f"and {more} more" if rows else "no words"
         letters.draw(canvas, left + gap, top + round(0.72 * row), note, _FAINT)
     return picture
+
+
+def notebook_card(prediction: Prediction) -> str:
+    """HTML of a prediction for a notebook: a thumbnail of the file at its path, read now, and its words as bars."""
+    words = bars(prediction.words, prediction.scores) or blank("no words")
+    if prediction.error is not None:
+        return panel(prediction.path or "an image", facts("could not be read"), blank(prediction.error))
+    if prediction.path is None:  # the image itself is not kept: a million predictions must fit in memory
+        hint = "The image is not kept; zsmld.predictor.annotate(image, prediction) shows both."
+        return panel("an image without a path", facts(hint), beside("", words))
+    photo, error = _reduced(None, prediction, 320)
+    picture = blank(error or "") if photo is None else shown_image(photo, ", ".join(prediction.words[:3]) or "no words")
+    return panel(prediction.path, beside(picture, words))
 
 
 class ContactSheet:
@@ -198,11 +211,8 @@ class ContactSheet:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def _image(self, photo: Image.Image, prediction: Prediction) -> str:
-        buffer = io.BytesIO()
-        photo.save(buffer, "JPEG", quality=82, optimize=True)
-        data = base64.b64encode(buffer.getvalue()).decode()
         alt = _text(", ".join(prediction.words[:3]) or "no words")
-        shown = f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" width="{photo.width}" height="{photo.height}">'
+        shown = f'<img src="{data_url(photo)}" alt="{alt}" width="{photo.width}" height="{photo.height}">'
         link = None if prediction.path is None else _link(Path(prediction.path), self.path.parent)
         return f'<div class="photo">{shown}</div>' if link is None else f'<a class="photo" href="{link}">{shown}</a>'
 
@@ -297,13 +307,6 @@ def _blank(message: str | None, letters: Lettering, image_size: int) -> Image.Im
     for number, line in enumerate(lines):
         letters.draw(canvas, gap, top + number * row + letters.size, line, _FAINT)
     return card
-
-
-def _text(value: object) -> str:
-    """Escaped for HTML, in text and in attributes; what no page can hold, bytes of a path that are no text for
-    instance, becomes U+FFFD.
-    """
-    return html.escape("".join("\ufffd" if category(c) in ("Cc", "Cs") and c != "\n" else c for c in str(value)))
 
 
 def _link(path: Path, folder: Path) -> str | None:

@@ -43,6 +43,18 @@ class Prediction:
             "error": self.error,
         }
 
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Prediction({self.path!r}, error={self.error!r})"
+        shown = ", ".join(f"{word!r} {score:.2f}" for word, score in zip(self.words[:5], self.scores[:5], strict=True))
+        more = f", …; {len(self.words)} words" if len(self.words) > 5 else ""
+        return f"Prediction({self.path!r}, {shown or 'no words'}{more})"
+
+    def _repr_html_(self) -> str:
+        from zsmld.predictor.pictures import notebook_card  # which imports this class
+
+        return notebook_card(self)
+
 
 @dataclass(frozen=True)
 class Thresholds:

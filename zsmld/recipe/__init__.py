@@ -131,11 +131,11 @@ class Recipe:
         """
         path = Path(name_or_path)
         if not path.is_file():
-            near = difflib.get_close_matches(str(name_or_path), recipe_names(), 3) or recipe_names()
+            near = difflib.get_close_matches(str(name_or_path), recipe_names(), 3)
             if str(name_or_path) not in recipe_names():
                 raise FileNotFoundError(
                     f"recipe must be a YAML file or one of the bundled recipes, not found: {name_or_path}; "
-                    f"did you mean one of {near}?"
+                    f"{f'did you mean one of {near}? ' if near else ''}`zsmld recipes` lists them"
                 )
             path = resource_path("configs", f"{name_or_path}.yaml")
         try:

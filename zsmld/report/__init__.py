@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zsmld.display import facts, panel, table
 from zsmld.report.comparison import Comparison, Difference, compare
 from zsmld.report.headline import headline, markdown_table, notes, percent, text_table
 from zsmld.report.page import build_page
 from zsmld.report.published import PublishedFigure, published_beside, published_tables, read_published
 from zsmld.report.scores_file import Kind, ScoresFile, is_scores_of, read_scores, report_path, write_scores
 from zsmld.vocabulary import Vocabulary
+from zsmld.writing import to_the_end, written_whole
 
 __all__ = [
     "Comparison",
@@ -135,6 +138,8 @@ class Report:
     def save(self, path: str | Path, scores: bool = True) -> tuple[Path, Path]:
         """Write the report as JSON, Markdown and HTML, and beside them what a comparison needs.
 
+        The files get their names together, once all are on the disk: if one cannot be written, an earlier report stays.
+
         Args:
             path: a folder, for `report.json`, `report.md`, `report.html` and `report.npz`; or a path that ends in
                 .json, whose stem the others take.
@@ -147,24 +152,41 @@ class Report:
         Raises:
             ValueError: if ids and scores do not fit each other, the path has another ending, or a file would be
                 overwritten that is not an earlier report's.
+            OSError: if they cannot be written, on a full disk for instance.
         """
         json_path = report_path(path, scores)
         json_path.parent.mkdir(parents=True, exist_ok=True)
         content, scores_path = self.to_dict(), json_path.with_suffix(".npz")
         content["scores_file"] = None
-        if scores:
-            content["scores_file"] = {"name": scores_path.name, "sha256": write_scores(scores_path, self._ranked())}
-        elif json_path.is_file() and is_scores_of(json.loads(json_path.read_text(encoding="utf-8")), scores_path):
-            scores_path.unlink()  # of an earlier report, and not this one's; the user's own file would stay
-        json_path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        json_path.with_suffix(".md").write_text(self.to_markdown(published=True), encoding="utf-8")
-        html_path = json_path.with_suffix(".html")
-        html_path.write_text(self.to_html(), encoding="utf-8")
-        return json_path, html_path
+        # The last gets its name first: a report without its JSON would be taken for files of the user.
+        endings = [".html", ".md", *([".npz"] if scores else []), ".json"]
+        with to_the_end(json_path.parent), ExitStack() as written:
+            files = {e: written.enter_context(written_whole(json_path.with_suffix(e))) for e in endings}
+            if scores:
+                content["scores_file"] = {
+                    "name": scores_path.name,
+                    "sha256": write_scores(files[".npz"], self._ranked()),
+                }
+            files[".md"].write_text(self.to_markdown(published=True), encoding="utf-8")
+            files[".html"].write_text(self.to_html(), encoding="utf-8")
+            files[".json"].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if json_path.is_file() and is_scores_of(json.loads(json_path.read_text(encoding="utf-8")), scores_path):
+                scores_path.unlink()  # of an earlier report, and not this one's; the user's own file would stay
+        return json_path, json_path.with_suffix(".html")
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} mAP {percent(p['mean_average_precision'])}" for name, p in self.protocols.items())
         return f"Report({self.protocol_name!r}, {self.dataset['name']!r}, {figures})"
+
+    def _repr_html_(self) -> str:
+        left_out = self.dataset["num_unreadable"]
+        return panel(
+            f"{self.protocol_name} on {self.dataset['name']} ({self.dataset['split']}), in percent",
+            table(*headline(self.protocols)),
+            facts(*self._notes(), f"external knowledge: {', '.join(self.external_knowledge or ['none'])}"),
+            facts(f"{left_out} images could not be read and are left out") if left_out else "",
+            facts("save(folder) writes the page with plots, every word and sample images"),
+        )
 
     def _notes(self) -> list[str]:
         return notes(self.protocols, self.model, self.dataset)

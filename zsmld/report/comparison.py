@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from zsmld.display import facts, panel, table
 from zsmld.metrics import AveragePrecision
 from zsmld.metrics.arrays import in_threads
 from zsmld.report.bootstrap import (
@@ -102,6 +103,25 @@ class Comparison:
         notes = "\n".join(f"- {note}" for note in (f"a: `{self.a}`", f"b: `{self.b}`", *self._notes()))
         table = f"\n{markdown_table(columns, words)}" if words else ""
         return f"{notes}\n\n{markdown_table(columns, figures)}\n{self._words_title()}\n{table}"
+
+    def __repr__(self) -> str:
+        moves = ", ".join(
+            f"{part} mAP {100 * found['mean_average_precision'].difference:+.1f}"
+            for part, found in self.figures.items()
+            if "mean_average_precision" in found
+        )
+        return f"Comparison({self.a!r}, {self.b!r}, {self.num_images} images, {moves})"
+
+    def _repr_html_(self) -> str:
+        columns, figures, words = self._tables(10)
+        return panel(
+            "Two reports compared, in percent",
+            facts(f"a: {self.a}", f"b: {self.b}"),
+            table(columns, figures),
+            facts(self._words_title()),
+            table(["", *columns[1:]], words) if words else "",
+            facts(*self._notes()),
+        )
 
     def _notes(self) -> list[str]:
         policies = ", ".join(f"{name}={value}" for name, value in self.policies.items())

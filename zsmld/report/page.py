@@ -1,16 +1,14 @@
 """One self-contained HTML page of a report: nothing is loaded, everything is escaped."""
 
-import base64
-import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
+from zsmld.display import data_url
+from zsmld.display import escaped as _text
 from zsmld.report.errors import Confusion, confusion_counts, confusions
 from zsmld.report.headline import headline, notes, percent
 from zsmld.report.plots import (
@@ -80,10 +78,6 @@ def _evaluated(report: "Report", main: str, labels: np.ndarray) -> "Report":
         return report
     kept = (report.targets[:, labels] == 1).any(1)
     return replace(report, scores=report.scores[kept], targets=report.targets[kept])
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,)) -> str:
@@ -238,7 +232,8 @@ def _sample(report: "Report", sample: "Sample") -> str:
     pictures = [picture for picture in (sample.image, *sample.overlays) if picture is not None]
     titles = ["image", *(f"looking for {word}" for word in sample.words)]
     images = "".join(
-        f'<figure><img src="{_data_url(picture)}" alt="{_text(title)}"><figcaption>{_text(title)}</figcaption></figure>'
+        f'<figure><img src="{data_url(picture, quality=85)}" alt="{_text(title)}">'
+        f"<figcaption>{_text(title)}</figcaption></figure>"
         for picture, title in zip(pictures, titles, strict=False)
     )
     vocabulary = report.vocabulary
@@ -251,9 +246,3 @@ def _sample(report: "Report", sample: "Sample") -> str:
     )
     present = _text(", ".join(sample.present) or "none")
     return f'<div class="sample">{images}<div class="words">{bars}<p>truly there: {present}</p></div></div>'
-
-
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

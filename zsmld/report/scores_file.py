@@ -76,7 +76,8 @@ def write_scores(path: str | Path, content: ScoresFile) -> str:
         "words": np.array(content.vocabulary.words, np.str_),
         "is_seen": content.vocabulary.is_seen,
     }
-    np.savez(path, **arrays)
+    with open(path, "wb") as file:  # to a path of another ending, NumPy would add its own
+        np.savez(file, **arrays)
     return digest_of(path)
 
 
@@ -182,7 +183,9 @@ def open_report(path: str | Path) -> tuple[dict[str, Any], ScoresFile, Path]:
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path} must be the JSON file of a report, not found; correct the path")
+        raise FileNotFoundError(
+            f"{path} must be the JSON file of a report, not found; correct the path, or write one with zsmld evaluate"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError

@@ -172,7 +172,7 @@ class TextEncoder:
 
     @cached_property
     def _backend(self) -> "_Backend":
-        with reachable(self.spec):
+        with reachable(self.spec, downloads=self.pretrained and bool(self._name) and not Path(self._name).exists()):
             return _BACKENDS[self._kind](self._name, self.device, self.pretrained)
 
     @cached_property
