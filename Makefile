@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test acceptance check clean
+.PHONY: demo test acceptance docs notebooks soak check clean
 
 demo: .venv/installed  ## set up, then evaluate the bundled model and write runs/demo/report.html
 	$(BIN)/zsmld demo
@@ -13,6 +13,15 @@ acceptance: .venv/installed  ## what runs for minutes: notebooks, the web page i
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { \
 	  echo "make acceptance needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
 	$(BIN)/python -m pytest tests/acceptance --timeout 900 --durations 10
+
+docs: .venv/installed  ## build the documentation into site/, with no network; warnings are errors
+	$(BIN)/mkdocs build --strict
+
+notebooks: .venv/installed  ## run the notebooks and write what they show to docs/notebooks
+	$(BIN)/python evaluation/render_notebooks.py
+
+soak: .venv/installed  ## the fault tests in full (an hour or more), and their report; goes on where it was stopped
+	$(BIN)/python evaluation/soak.py
 
 check: .venv/installed  ## format, lint, types, and the suite (house rules, doctests, README and guides) with coverage
 	$(BIN)/ruff format --check .
@@ -27,4 +36,4 @@ check: .venv/installed  ## format, lint, types, and the suite (house rules, doct
 	touch $@
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs build dist site *.egg-info

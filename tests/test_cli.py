@@ -189,6 +189,8 @@ def test_train_then_evaluate(
     assert len((run / "log.csv").read_text().splitlines()) == 3
     report = json.loads((run / "report" / "report.json").read_text())
     assert set(report["protocols"]) == {"zsl", "gzsl"} and report["protocols"]["zsl"]["num_words"] == 2
+    card = (run / "model" / "README.md").read_text()
+    assert f"{100 * report['protocols']['zsl']['mean_average_precision']:.1f}" in card
     model = zsmld.ZeroShotClassifier.from_pretrained(run / "model")
     assert model.recipe["trainer"]["lr"] == 2e-4 and model.vocabulary.words == ("dog", "cat", "red car", "beach")
 

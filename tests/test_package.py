@@ -60,9 +60,11 @@ def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
 def test_readme_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     exec(compile(blocks[0], "README.md", "exec"), {})
     assert "Report('scenes_gzsl'" in capsys.readouterr().out
+    exec(compile(blocks[1], "README.md", "exec"), {})
+    assert "torch.Size([2, 80]) {'label': " in capsys.readouterr().out
 
 
 def test_every_folder_of_the_package_is_in_the_wheel() -> None:
@@ -128,6 +130,8 @@ def test_readme_figures_are_those_of_the_reports() -> None:
         ("attention", "Attention(3 words, 8x8 places, 480x320px)"),
         ("speed", "torch.Size([2, 1000]) 1010"),
         ("migrate_weights", "timm head in class mode on timm:resnet18"),
+        ("hub", "mAP, ZSL (unseen words)"),
+        ("export", "verified against PyTorch with 1, 3, 8 images and 2 words"),
     ],
 )
 def test_the_guides_run(

@@ -23,6 +23,7 @@ def demo(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train a recipe."""
     from zsmld import Evaluator
+    from zsmld.model import model_card
     from zsmld.recipe import Recipe, has_split
     from zsmld.trainer import TrainingStopped
 
@@ -53,11 +54,14 @@ def train(options: argparse.Namespace) -> int:
         print(f"{len(trainer.unreadable)} images could not be read: {output / 'unreadable.csv'}", file=sys.stderr)
         for image_id, error in trainer.unreadable[:10]:
             print(f"left out {image_id}: {error}", file=sys.stderr)
+    report = None
     if test is not None and protocol is not None:
         report = Evaluator(protocol, num_samples=12, progress=main, device=trainer.device).evaluate(model, test)
         if main:
             _, page = report.save(output / "report")
             print(f"\n{report.to_text()}\n\nreport: {page}")
+    if main:
+        model_card(model, report).save(output / "model" / "README.md")
     # Only the main process says so: a launcher ends all others as soon as one fails, and this one writes the report.
     return 1 if main and trainer.unreadable else 0
 
