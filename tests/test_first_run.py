@@ -329,3 +329,6 @@ def test_the_hub_is_asked_where_it_can_be_reached(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(socket, "getaddrinfo", _cut_off)
     with reachable("timm:resnet50"):  # the proxy finds the host
         assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr("zsmld.images.weights.getproxies", lambda: {"no": "localhost"})
+    with reachable("timm:resnet50"):  # hosts without a proxy are none
+        assert constants.HF_HUB_OFFLINE

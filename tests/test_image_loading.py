@@ -34,6 +34,43 @@ def test_exif_rotation_is_applied(orientation: int, turn: object) -> None:
     np.testing.assert_array_equal(found, turn(PIXELS))
 
 
+def test_a_good_image_with_damaged_exif_is_a_good_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    good = encoded(Image.fromarray(PIXELS), "WEBP", lossless=True, exif=exif)
+    start = good.index(b"MM\x00*")  # of the EXIF, which is a small TIFF
+    assert load_image(good).size == (6, 9)
+    for damage in (b"MM\x00\x14", b"MM\x00*\xff", b"\x00" * 8):
+        damaged = good[:start] + damage + good[start + len(damage) :]
+        np.testing.assert_array_equal(np.asarray(load_image(damaged)), PIXELS)
+
+
+def test_whatever_a_decoder_raises_is_one_unreadable_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "half.png"
+    good, half = (encoded(Image.fromarray(PIXELS), kind) for kind in ("PNG", "QOI"))
+    path.write_bytes(half[:20])
+    with pytest.raises(
+        ValueError, match=r"^image must be readable, cannot decode .*half\.png: .*; replace or remove it"
+    ):
+        load_image(path)  # Pillow raises an IndexError
+    for error in (RuntimeError("no planes"), MemoryError("much"), NotImplementedError("a format"), SyntaxError("bad")):
+
+        def fail(image: Image.Image, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "load", fail)
+            with pytest.raises(ValueError, match=f"cannot decode image: {error}; replace"):
+                load_image(good)
+
+
+def test_postscript_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would hand it to Ghostscript, whatever its file is called."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given: pytest.fail("it was run"))
+    with pytest.raises(ValueError, match="PostScript is a program, and no program is run; convert it to PNG"):
+        load_image(encoded(Image.fromarray(PIXELS), "EPS"))
+
+
 def test_16_bit_grey_is_scaled() -> None:
     values = np.array([[0, 256, 32768, 65535]], np.uint16)
     found = np.asarray(load_image(encoded(Image.fromarray(values))))

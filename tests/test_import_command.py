@@ -88,5 +88,7 @@ def test_word_vectors_become_a_text_encoder(
         np.testing.assert_array_equal(stored["embeddings"], [[0.5, 0.5, 0, 0], [0, 0, 1, 0]])
     assert main([*command, "--output", "mine.npz"]) == 2
     assert "mine.npz must not exist yet" in capsys.readouterr().err
+    assert main([*command, "--ignore", "aux.*", "--output", "other.npz"]) == 2
+    assert "--ignore is for a checkpoint" in capsys.readouterr().err
     assert main([*command, "--image-size", "64", "--output", "other.npz"]) == 2
     assert "--image-size is for a checkpoint" in capsys.readouterr().err

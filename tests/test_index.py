@@ -1,6 +1,8 @@
 """The prepared index: what is written comes back, views are exact, and damage is refused."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +241,30 @@ def test_a_damaged_index_is_refused(root, damage, error, message):
     damage(folder)
     with pytest.raises(error, match=message):
         Index.open(folder)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_index_stays_until_another_one_is_whole(root, tmp_path, monkeypatch, number):
+    """The disk is full at the first or the second text that is written; the rows are there by then."""
+    make(root).save(tmp_path / "index")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()}
+    other, count, write_text = make(root, targets=1 - np.abs(TARGETS)), [0], Path.write_text
+
+    def full(path: Path, *given, **options) -> None:
+        count[0] += 1
+        if count[0] == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_text(path, *given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(
+            OSError, match=r"index must be written to the end, got No space left .*; make room and repeat"
+        ):
+            other.save(tmp_path / "index")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()} == before
+    other.save(tmp_path / "index")
+    assert (Index.open(tmp_path / "index").targets != other.targets).nnz == 0
 
 
 def change(folder: Path, **values) -> None:

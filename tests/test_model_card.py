@@ -256,7 +256,11 @@ def test_class_mode_and_models_without_words(make_model: MakeModel) -> None:
     page = rendered(model_card(make_model(num_classes=7)).text)
     assert "scores images against 7 fixed classes" in page.text and "Its classes are fixed" in page.text
     assert "It stores no words." in page.text and "Text encoder" not in page.text
-    assert "It stores no words." in model_card(make_model(remember=False)).text
+    data = model_card(make_model(num_classes=7)).data
+    assert data.pipeline_tag == "image-classification" and "zero-shot" not in data.tags
+    wordless = rendered(model_card(make_model(remember=False)).text)
+    assert "It stores no words." in wordless.text
+    assert "Or on the shell, with any words:" in wordless.text and "--words 'dog,red car'" in wordless.text
 
 
 def test_long_lists_are_shortened(make_model: MakeModel) -> None:

@@ -209,6 +209,7 @@ def test_what_is_no_model_of_ours_is_refused(hub: Hub, model: ZeroShotClassifier
     for id_, revision, kind, message in (
         ("owner/none", None, FileNotFoundError, "'owner/none' is no folder here .*; it does not exist or is private"),
         ("owner/m", "v9", FileNotFoundError, "there is no revision 'v9', correct it"),
+        ("owner/a--b", None, FileNotFoundError, "HFValidationError: .*; correct the name"),
         ("owner/m@v9", "v8", ValueError, "revision must be given once, got 'v9' in the id and 'v8' beside it"),
         ("owner/m@", None, FileNotFoundError, "an existing folder or a Hub id 'owner/name', not found: owner/m@"),
         (tmp_path, "v9", ValueError, "revision must be None for a folder, got 'v9'"),
@@ -365,14 +366,16 @@ def test_a_config_cannot_name_other_files_or_weights(options: dict, model: ZeroS
         ("image_encoder", {"spec": ["timm:test_resnet"]}),
         ("image_encoder", {"model_kwargs": "x"}),
         ("vocabulary", {"words": 7}),
+        ("text_encoder", {"spec": 7}),
+        ("recipe", [1]),
     ],
 )
 def test_a_config_that_names_other_things_is_refused(
-    part: str, change: dict, model: ZeroShotClassifier, tmp_path: Path
+    part: str, change: Any, model: ZeroShotClassifier, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config[part] |= change
+    config[part] = config[part] | change if isinstance(change, dict) else change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError):
         ZeroShotClassifier.from_pretrained(tmp_path)

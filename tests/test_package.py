@@ -77,7 +77,7 @@ def test_readme_links_exist() -> None:
     names = ["README.md", "CONTRIBUTING.md", "evaluation/protocols.md"]
     names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
     names += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "data").glob("*/README.md"))]
-    assert len(names) == 20
+    assert len(names) == 24
     for name in names:
         text = (ROOT / name).read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]

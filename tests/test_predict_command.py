@@ -26,7 +26,7 @@ from zsmld.evaluator import read_matrix
 from zsmld.predictor import collection, outputs
 from zsmld.predictor.archives import list_collection
 from zsmld.predictor.collection import Outputs, merge_parts, tag_collection
-from zsmld.predictor.parts import Part, PartsFolder, in_chunks, missing, written_whole
+from zsmld.predictor.parts import Part, PartsFolder, in_chunks, missing
 
 NAMES = ("tags.jsonl", "scores.npy", "scores.words.txt")
 
@@ -345,6 +345,17 @@ def test_many_that_begin_at_once_share_one_folder(tmp_path: Path) -> None:
     parts = PartsFolder(tmp_path / "p.parts").parts()
     assert [part.start for part in parts] == list(range(6)) and list(tmp_path.iterdir()) == [tmp_path / "p.parts"]
     assert len({part.table()["x"][0].as_py() for part in parts}) == 1
+
+
+def test_what_a_run_that_was_killed_at_its_end_left_goes(place: Path, predict: Callable[..., int]) -> None:
+    """Its outputs are there, and the work folder was on its way out."""
+    assert predict("--output", "tags.jsonl") == 1
+    before = sorted(Path().iterdir())
+    left = Path(f".tags.jsonl.parts.{'0' * 32}")
+    left.mkdir()
+    (left / "0000000000-0000000004.arrow").write_bytes(b"half")
+    assert predict("--output", "tags.jsonl") == 2  # as there is nothing to do
+    assert sorted(Path().iterdir()) == before
 
 
 def test_what_is_not_of_a_run_stays(place: Path, predict: Callable[..., int], capsys: Any) -> None:
@@ -773,16 +784,3 @@ def test_parts_of_any_cut_are_the_same_chunks(tmp_path: Path) -> None:
         assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
         assert pa.concat_tables(chunks).equals(whole)
     assert missing([], 3) == [(0, 3)] and missing([Part(0, 3, tmp_path)], 3) == []
-
-
-def test_a_file_is_written_whole_or_not(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_whole(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with written_whole(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

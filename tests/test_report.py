@@ -1,7 +1,10 @@
 """Report: a fixed JSON shape, a Markdown table that parses, one self-contained and escaped HTML page."""
 
+import errno
 import json
+import os
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -411,6 +414,29 @@ def test_nothing_but_an_earlier_report_is_overwritten(tmp_path):
     (tmp_path / "other" / "report.html").write_text("mine")
     with pytest.raises(ValueError, match=r"report.html would be overwritten and is not an earlier report's"):
         make_report().save(tmp_path / "other")
+
+
+@pytest.mark.parametrize("ending", [".md", ".html", ".json"])
+def test_a_report_stays_until_another_one_is_whole(tmp_path, monkeypatch, ending):
+    make_report().save(tmp_path)
+    before, write_text = {path.name: path.read_bytes() for path in tmp_path.iterdir()}, Path.write_text
+
+    def full(path, *given, **options):
+        if ending in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_text(path, *given, **options)
+
+    other = make_report(seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(
+            OSError, match=r"must be written to the end, got No space left .*; make room and repeat the"
+        ):
+            other.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    json_path, _ = other.save(tmp_path)
+    name = json.loads(json_path.read_text())["scores_file"]
+    assert (read_scores(tmp_path / name["name"], name["sha256"]).scores == other.scores).all()
 
 
 def test_double_precision_is_saved(tmp_path):

@@ -1,19 +1,34 @@
 """Arguments of every verb."""
 
 import argparse
+from typing import Any
 
+from zsmld.cli import export as exporting
 from zsmld.cli import import_weights as importing
 from zsmld.cli import predict as predicting
+from zsmld.cli import serve as serving
 from zsmld.cli import verbs
+from zsmld.cli.teaching import TeachingParser
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parsers_of(parser: argparse.ArgumentParser) -> dict[str, TeachingParser]:
+    """The parser of each verb, of what `build_parser` made."""
+    choices: Any = next(action.choices for action in parser._actions if action.dest == "verb")
+    return dict(choices)
+
+
+def build_parser() -> TeachingParser:
     """Every verb with its arguments; `options.run(options)` runs the chosen one."""
-    parser = argparse.ArgumentParser(prog="zsmld", description="Zero-shot multi-label image classification.")
+    parser = TeachingParser(
+        prog="zsmld",
+        description="Zero-shot multi-label image classification.",
+        epilog="example:\n  zsmld demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     choices = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    def verb(name: str, run: object, description: str, example: str) -> argparse.ArgumentParser:
+    def verb(name: str, run: object, description: str, example: str) -> TeachingParser:
         added = choices.add_parser(
             name,
             help=description,
@@ -195,6 +210,27 @@ def build_parser() -> argparse.ArgumentParser:
         "nothing is written. See docs/migrate_weights.md.",
     )
     importing.add_arguments(import_weights)
+
+    serve = verb(
+        "serve",
+        serving.serve,
+        "a page in the browser: drop pictures, type words, see scores and where the model looked",
+        "zsmld serve\n  zsmld serve --model runs/custom/model --port 8000 --open\n"
+        "  zsmld serve --model clip:ViT-B-16/openai --words dog,beach",
+    )
+    serving.add_arguments(serve)
+    _add_device(serve)
+
+    export = verb(
+        "export",
+        exporting.export,
+        "write a model as ONNX, torch.export or AOTInductor, and check it against PyTorch",
+        "zsmld export runs/custom/model --output exported\n"
+        "  zsmld export runs/custom/model --output exported --words dog,beach,'red car' --include-preprocessing\n"
+        "  zsmld export runs/custom/model --output exported --frozen --precision int8 --calibration-images photos/\n"
+        "  zsmld predict photos/ --model exported",
+    )
+    exporting.add_arguments(export)
 
     recipes = verb("recipes", verbs.recipes, "list the bundled recipes, or copy one", "zsmld recipes copy custom")
     recipes.add_argument("action", nargs="?", choices=("list", "copy"), default="list")

@@ -42,12 +42,14 @@ def _import_vectors(options: argparse.Namespace) -> int:
     from zsmld.interop import import_word_vectors
 
     output = Path(options.output)
-    for name in ("image_encoder", "word_vectors", "model_kwargs", "num_heads", "image_size", "mean", "std"):
-        if getattr(options, name) is not None:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for a checkpoint, and --output {output} asks for word vectors; "
-                f"leave it out or name a folder"
-            )
+    names = ("image_encoder", "word_vectors", "model_kwargs", "num_heads", "image_size", "mean", "std")
+    given = [name for name in names if getattr(options, name) is not None]
+    given += [name for name, default in (("weights", "auto"), ("ignore", [])) if getattr(options, name) != default]
+    for name in given:
+        raise ValueError(
+            f"--{name.replace('_', '-')} is for a checkpoint, and --output {output} asks for word vectors; "
+            f"leave it out or name a folder"
+        )
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"--output {output} must not exist yet, it does; name another or add --overwrite")
     report = import_word_vectors(options.file, output, words=options.words, classes=options.classes)

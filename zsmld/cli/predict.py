@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb, but those of every verb that scores."""
     parser.add_argument("images", nargs="+", help="image files, folders, globs, tar shards; work folders with --merge")
     parser.set_defaults(overrides=[])
-    parser.add_argument("--model", help="model folder, Hub id, clip:ARCH/PRETRAINED or conse:timm:NAME (no training)")
+    parser.add_argument(
+        "--model", help="model folder, Hub id, exported folder, clip:ARCH/PRETRAINED or conse:timm:NAME (no training)"
+    )
     parser.add_argument("--words", help="words to score, separated by commas; default those of the model")
     parser.add_argument("--words-file", help="the same, one word a line")
     parser.add_argument(
@@ -197,7 +199,10 @@ def _images(options: argparse.Namespace) -> str | list[str]:
     if options.templates is not None:
         options.templates = [text for text in options.templates if text not in settings]
     if options.model is None:
-        raise ValueError("--model must be given, got none; write a model's folder, a Hub id, clip:… or conse:…")
+        raise ValueError(
+            "--model must be given, got none; write the folder of yours, as --model runs/custom/model, a Hub id, or "
+            "one that needs no training, as --model clip:ViT-B-16/openai --words dog,beach"
+        )
     training_free = is_training_free(options.model)
     if options.overrides and not training_free:
         raise ValueError(
@@ -217,6 +222,7 @@ def _predictor(options: argparse.Namespace) -> "Predictor":
     from zsmld import Predictor, ZeroShotClassifier
     from zsmld.cli.training_free import build_scorer, is_training_free
     from zsmld.cli.verbs import lines_of
+    from zsmld.export import is_exported, load_exported
     from zsmld.vocabulary import read_descriptions
 
     if options.words is not None and options.words_file is not None:
@@ -231,6 +237,8 @@ def _predictor(options: argparse.Namespace) -> "Predictor":
     templates = _templates(options.templates)
     if is_training_free(options.model):
         model = build_scorer(options.model, options.overrides, templates)
+    elif is_exported(options.model):
+        model = load_exported(options.model, options.device)
     else:
         model = ZeroShotClassifier.from_pretrained(options.model)
     return Predictor(

@@ -23,11 +23,11 @@ from zsmld.datasets.coco import read_coco
 from zsmld.datasets.folder import read_folder
 from zsmld.datasets.hugging_face import HuggingFaceDataset
 from zsmld.datasets.image_list import read_image_list
-from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split, refuse
+from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split
 from zsmld.datasets.nus_wide import read_nus_wide
 from zsmld.datasets.open_images import read_open_images
 from zsmld.datasets.partition import read_partition
-from zsmld.datasets.rows import ids_digest
+from zsmld.datasets.rows import ids_digest, refuse
 from zsmld.datasets.scenes import Scenes
 from zsmld.datasets.table import read_table, table
 from zsmld.datasets.voc import read_voc

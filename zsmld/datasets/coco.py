@@ -13,8 +13,9 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from zsmld.datasets.coco_photos import photo_paths
-from zsmld.datasets.index import Index, Partition, refuse
+from zsmld.datasets.index import Index, Partition
 from zsmld.datasets.partition import read_partition
+from zsmld.datasets.rows import refuse
 from zsmld.resources import resource_path
 
 Size = Literal["small", "medium", "large"]

@@ -5,7 +5,7 @@ A reader (`nus_wide`, `coco`, …) turns official files into an `Index`; `Index.
 """
 
 import json
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from zsmld.datasets.rows import (
     from_label_lists,
     ids_digest,
     on_disk,
+    refuse,
     repeated_ids,
     select_columns,
     share_of_training,
@@ -34,6 +35,7 @@ from zsmld.datasets.rows import (
 from zsmld.images import load_image
 from zsmld.protocols import Protocol
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words, read_descriptions
+from zsmld.writing import to_the_end, written_whole
 
 Split = Literal["train", "val", "test", "all"]
 MissingImages = Literal["error", "drop"]
@@ -310,8 +312,11 @@ class Index:
     def save(self, folder: str | Path) -> Path:
         """Write `rows.parquet` (id, path, split, labels) and `manifest.json` (all else) to a folder; returns it.
 
+        They appear together, once all are on the disk: whatever ends the writing, an index that was there stays.
+
         Raises:
             ValueError: if an image id stands twice.
+            OSError: if they cannot be written, on a full disk for instance.
         """
         from zsmld.model import package_versions
 
@@ -326,7 +331,6 @@ class Index:
         for name, value in VALUES.items():
             if value != self.missing:
                 columns[name] = to_label_lists(self.targets, value)
-        pq.write_table(pa.table(columns), folder / _ROWS, compression="zstd")
         splits = {}
         for split in self.split_names:
             rows = np.flatnonzero(self.splits == split)
@@ -337,8 +341,7 @@ class Index:
                 "image_ids_sha256": ids_digest(self.ids.take(pa.array(rows)).to_pylist()),
             }
         missing = self.manifest.get("missing_images", [])
-        (folder / _MISSING).write_text("".join(f"{path}\n" for path in missing), encoding="utf-8")
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": _FORMAT,
             "dataset": self.name,
             "root": str(self.root.resolve()),
@@ -346,12 +349,19 @@ class Index:
             "num_words": len(self.words),
             "splits": splits,
             **{key: value for key, value in self.manifest.items() if key != "missing_images"},
-            "sha256": content_digest(folder / _ROWS, self.words, self.missing),
+            "sha256": "",  # of the rows, when they are written
             "versions": package_versions(),
             "partitions": self.partitions,
             "words": list(self.words),
         }
-        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with to_the_end(folder), ExitStack() as written:
+            rows_path, missing_path, manifest_path = (
+                written.enter_context(written_whole(folder / name)) for name in (_ROWS, _MISSING, _MANIFEST)
+            )
+            pq.write_table(pa.table(columns), rows_path, compression="zstd")
+            missing_path.write_text("".join(f"{path}\n" for path in missing), encoding="utf-8")
+            manifest["sha256"] = content_digest(rows_path, self.words, self.missing)
+            manifest_path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return folder
 
     @classmethod
@@ -404,13 +414,3 @@ class Index:
             missing=manifest["missing"],
             manifest={k: v for k, v in manifest.items() if k not in known | {"partitions", "words"}},
         )
-
-
-def refuse(what: str, problems: Sequence[str]) -> None:
-    """One error with everything that was found wrong; nothing if nothing was.
-
-    Raises:
-        ValueError: if there are problems.
-    """
-    if problems:
-        raise ValueError(f"{what}, found:\n  - " + "\n  - ".join(problems))

@@ -155,3 +155,13 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def refuse(what: str, problems: Sequence[str]) -> None:
+    """One error with everything that was found wrong; nothing if nothing was.
+
+    Raises:
+        ValueError: if there are problems.
+    """
+    if problems:
+        raise ValueError(f"{what}, found:\n  - " + "\n  - ".join(problems))

@@ -355,7 +355,8 @@ def check_word_embeddings(word_embeddings: Tensor, mask: Tensor | None, text_dim
             f"word_embeddings must be a tensor (N, {text_dim}), got {type(word_embeddings).__name__}; "
             f"encode the words first, with model.encode_words"
         )
-    if word_embeddings.ndim not in (2, 3) or word_embeddings.shape[-1] != text_dim or not len(word_embeddings):
+    shape = word_embeddings.shape  # and not len(), which would fix N in torch.export
+    if word_embeddings.ndim not in (2, 3) or shape[-1] != text_dim or not shape[0]:
         raise ValueError(
             f"word_embeddings must be (N, {text_dim}) to fit text_dim={text_dim}, "
             f"got {tuple(word_embeddings.shape)}; encode the words with the checkpoint's text encoder"
@@ -370,7 +371,9 @@ def check_word_embeddings(word_embeddings: Tensor, mask: Tensor | None, text_dim
 
 
 def _check_mask(word_embeddings: Tensor, mask: Tensor) -> None:
-    if mask.shape != word_embeddings.shape[:2] or not mask.any(1).all():
+    # A program that is exported or compiled has no values to look at yet.
+    is_empty = not torch.compiler.is_compiling() and not mask.any(1).all()
+    if mask.shape != word_embeddings.shape[:2] or is_empty:
         raise ValueError(
             f"mask must be bool {tuple(word_embeddings.shape[:2])} with at least one True for each word, got "
             f"{tuple(mask.shape)}; give every word a description"

@@ -28,7 +28,7 @@ def reachable(spec: str, downloads: bool = True) -> Iterator[None]:
             raise
         kind, _, name = spec.partition(":")
         repository, local = _ways(kind, name)
-        told = " and unset HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else ""
+        told = " and unset HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         fetch = f", or run `hf download {repository}` where there is one and copy its ~/.cache/huggingface here"
         raise FileNotFoundError(
             f"weights of {spec} must be on this machine or be downloaded, they are not here and the download failed "
@@ -70,7 +70,9 @@ def _offline_if_cut_off(downloads: bool) -> Iterator[None]:
     from huggingface_hub import constants
 
     host = urlsplit(constants.ENDPOINT).hostname or ""
-    if not downloads or constants.HF_HUB_OFFLINE or getproxies() or _is_known(host):  # a proxy finds the host itself
+    if (
+        not downloads or constants.HF_HUB_OFFLINE or getproxies().keys() - {"no"} or _is_known(host)
+    ):  # a proxy finds the host itself
         yield
         return
     constants.HF_HUB_OFFLINE = True

@@ -58,7 +58,7 @@ def to_classifier(
         )
     kept: dict[str, Any] = model.pretrained_cfg
     own = {"image_size": kept["input_size"][-1], **{key: kept[key] for key in ("mean", "std", "interpolation")}}
-    grid = next((module.img_size for module in model.body.modules() if hasattr(module, "grid_size")), None)
+    grid: Any = next((module.img_size for module in model.body.modules() if hasattr(module, "grid_size")), None)
     own["image_size"] = own["image_size"] if grid is None else grid[0]  # the weights' size, or that of the network
     spec = image_encoder or f"timm:{name}"
     encoder = ImageEncoder(spec, pretrained=False, model_kwargs=model_kwargs, **(own | transform)).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zsmld.decoder import TrainingFreeScorer
-from zsmld.model.card_figures import TASK, ReportLike, check_report, eval_results, figures_text, read_report
+from zsmld.model.card_figures import ReportLike, check_report, eval_results, figures_text, read_report
 from zsmld.model.files import CONFIG, package_versions
 from zsmld.model.markup import fenced, inline, inline_code
 
@@ -62,14 +62,15 @@ def model_card(
     if content is not None:
         check_report(content, model)
     name = repo_id.split("/")[-1] if repo_id else "zsmld model"
-    results = [] if content is None else eval_results(content)
+    task = "image-classification" if model.decoder.text_dim is None else "zero-shot-image-classification"
+    results = [] if content is None else eval_results(content, task)
     data = ModelCardData(
         library_name="zsmld",
-        pipeline_tag=TASK,
+        pipeline_tag=task,
         license=license,
         base_model=_base_model(model),
         datasets=_hub_dataset(model),
-        tags=["zsmld", "multi-label", "zero-shot", "image-classification", "ml-decoder"],
+        tags=_tags(model),
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -90,6 +91,13 @@ def model_card(
 # ------------------------------------------------------------------------------------------------------------ sections
 
 
+def _tags(model: "ZeroShotClassifier") -> list[str]:
+    many = ["multi-label"] if model.scores == "sigmoid" else []
+    open_words = [] if model.decoder.text_dim is None else ["zero-shot"]
+    head = [] if isinstance(model.decoder, TrainingFreeScorer) else ["ml-decoder"]
+    return ["zsmld", *many, *open_words, "image-classification", *head]
+
+
 def _summary(model: "ZeroShotClassifier") -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     size = model.image_encoder.transform.image_size
@@ -101,8 +109,9 @@ def _summary(model: "ZeroShotClassifier") -> str:
     kind = "without training" if isinstance(model.decoder, TrainingFreeScorer) else head
     several = "each word has its own score, and several may apply"
     each = several if model.scores == "sigmoid" else "one word applies, and the scores of all add up to one"
+    several_words = "A multi-label image" if model.scores == "sigmoid" else "An image"
     text = (
-        f"A multi-label image classifier made with zsmld. It {what}, {kind}; {each}.\n\n"
+        f"{several_words} classifier made with zsmld. It {what}, {kind}; {each}.\n\n"
         f"- Image encoder: {inline_code(model.image_encoder.spec)}, {size}×{size} px\n"
     )
     if model.decoder.text_dim is not None:
@@ -126,7 +135,10 @@ def _usage(model: "ZeroShotClassifier", repo_id: str | None, revision: str | Non
         f"    print(p.path, p.words, p.scores)"
     )
     shell = f"zsmld predict photos/ --model {where}{f'@{revision}' if revision else ''}"
-    text = f"{fenced(code, 'python')}\n\nOr on the shell, with the words it knows:\n\n{fenced(shell, 'sh')}"
+    which = "the words it knows"
+    if model.vocabulary is None and model.decoder.text_dim is not None:  # it knows none
+        shell, which = f"{shell} --words '{','.join(example)}'", "any words"
+    text = f"{fenced(code, 'python')}\n\nOr on the shell, with {which}:\n\n{fenced(shell, 'sh')}"
     if revision:
         text += "\n\nThe revision pins the weights: a branch may move, a commit does not."
     if (model.text_encoder or "").startswith("vectors:"):

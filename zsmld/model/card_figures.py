@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from zsmld.model import ZeroShotClassifier
 
-TASK = "zero-shot-image-classification"
 _PARTS = {
     "zsl": "ZSL (unseen words)",
     "gzsl": "GZSL (all words)",
@@ -108,8 +107,8 @@ def _columns(content: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def eval_results(content: Mapping[str, Any]) -> list["EvalResult"]:
-    """What the Hub shows beside a model: every figure of the table but chance, as a fraction."""
+def eval_results(content: Mapping[str, Any], task: str) -> list["EvalResult"]:
+    """What the Hub shows beside a model of a task: every figure of the table but chance, as a fraction."""
     from huggingface_hub import EvalResult
 
     dataset, found = content["dataset"], []
@@ -119,7 +118,7 @@ def eval_results(content: Mapping[str, Any]) -> list["EvalResult"]:
             if isinstance(value, int | float) and math.isfinite(value) and not key.startswith("chance"):
                 found.append(
                     EvalResult(
-                        task_type=TASK,
+                        task_type=task,
                         dataset_type=str(dataset.get("name", "unknown")),
                         dataset_name=str(dataset.get("name", "unknown")),
                         dataset_config=str(content.get("protocol", "unknown")),

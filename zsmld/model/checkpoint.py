@@ -113,10 +113,14 @@ def _build(
         model.scores = config.get("scores", "sigmoid")
         if model.scores not in ("sigmoid", "softmax"):
             raise ValueError(f"checkpoint {name} must have scores sigmoid or softmax, got {model.scores!r}")
-        plain = {"calibration": model.calibration, "prediction": model.prediction, "training": model.training_record}
+        plain = {"recipe": model.recipe, "calibration": model.calibration, "prediction": model.prediction}
+        plain["training"] = model.training_record
         for key, stored in plain.items():
             if not isinstance(stored, dict | None):
                 raise TypeError(f"a {key} of type {type(stored).__name__}, which is no mapping")
+        for key in ("spec", "identity"):
+            if not isinstance(config["text_encoder"][key], str | None):
+                raise TypeError(f"a text_encoder whose {key} is no text")
         strangers = sorted(set(model.heldout_words) - set(() if vocabulary is None else vocabulary.seen))
         if strangers:
             raise ValueError(

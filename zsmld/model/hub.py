@@ -66,9 +66,9 @@ def find_checkpoint(
         folder = _fetch(repo_id, CONFIG, commit, token).parent
         read_config(folder, source)
         _check_hash(_fetch(repo_id, WEIGHTS, commit, token), source)
-    except ValueError:
-        raise
     except Exception as error:  # the Hub client raises many kinds; each ends the same way for the caller
+        if _is_ours(error):
+            raise
         raise FileNotFoundError(
             f"model must be an existing folder or a Hub id, {repo_id!r} is no folder here and the Hub answered: "
             f"{_cause(error)}; {_advice(error, repo_id, revision)}"
@@ -203,9 +203,9 @@ def push_checkpoint(
                 revision=commit.pr_revision or revision,
                 create_pr=create_pr and commit.pr_revision is None,  # the weights are there already, and made none
             )
-        except ValueError:
-            raise
         except Exception as error:  # the Hub client raises many kinds; two matter to the caller
+            if _is_ours(error):
+                raise
             denied = _status(error) in (401, 403)
             raise (PermissionError if denied else ConnectionError)(
                 f"model must be uploaded to {repo_id}, the Hub answered: {_cause(error)}; {state}; "
@@ -229,6 +229,11 @@ def _identity() -> dict[str, Any]:
     return {"library_name": "zsmld", "library_version": package_versions()["zsmld"]}
 
 
+def _is_ours(error: Exception) -> bool:
+    """Whether it is a sentence of this package; the client's own kinds, of a bad name or answer, are ValueErrors too."""
+    return type(error) is ValueError
+
+
 def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
@@ -245,6 +250,8 @@ def _advice(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"accept its terms on https://huggingface.co/{repo_id}, then run `hf auth login`"
     if kind in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
         return f"it holds no {CONFIG} and {WEIGHTS} as zsmld saves them: correct the name or the revision"
+    if kind == "HFValidationError":
+        return "correct the name"
     if kind == "RevisionNotFoundError":
         return f"there is no revision {revision!r}, correct it"
     if kind == "RepositoryNotFoundError":

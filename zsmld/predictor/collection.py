@@ -19,13 +19,14 @@ from tqdm.auto import tqdm
 from zsmld.predictor import Predictor
 from zsmld.predictor.archives import CollectedImage, printable
 from zsmld.predictor.outputs import Outputs, check_absent, write_outputs
-from zsmld.predictor.parts import PartsFolder, missing, written_whole
+from zsmld.predictor.parts import PartsFolder, missing
 from zsmld.predictor.pictures import annotate
 from zsmld.predictor.prediction import DefaultThreshold, Prediction, Threshold
 from zsmld.predictor.records import check_record_words, rows_a_chunk, table_of
 from zsmld.predictor.runs import begin_run, identity_of
 from zsmld.predictor.shortlist import NUM_SAMPLES
 from zsmld.processes import from_all, rank_and_world
+from zsmld.writing import written_whole
 
 __all__ = ["Outputs", "Tagged", "join_processes", "merge_parts", "tag_collection"]
 

@@ -1,5 +1,7 @@
 """The network of a predictor: folded once, and asked for logits batch by batch."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,7 +30,11 @@ class Network:
         num_positions = rows * columns + model.image_encoder.num_global_tokens
         self._image_encoder, self._device = model.image_encoder, next(model.decoder.parameters()).device
         self._softmax = model.scores == "softmax"
-        self._decoder = InferenceDecoder(model.decoder, precision, num_positions, compile)
+        decoder: Any = model.decoder
+        if hasattr(decoder, "for_inference"):  # an exported file, which is folded already
+            self._decoder: Any = decoder.for_inference(precision, compile)
+        else:
+            self._decoder = InferenceDecoder(decoder, precision, num_positions, compile)
 
     @torch.no_grad()
     def compile(self, word_embeddings: Tensor) -> CompiledWords:
@@ -41,9 +47,10 @@ class Network:
         spatial = self._image_encoder(inputs)  # (G,S,C)
         shortlist: Shortlist | None = words.shortlist
         if words.compiled is None or shortlist is None:
-            return self._decoder(spatial, words.compiled)
+            logits: Tensor = self._decoder(spatial, words.compiled)
+            return logits
         texts = words.compiled.select(slice(words.num_reference, None))
-        kept = self._decoder.shortlisted(spatial, texts, shortlist)  # (G,P)
+        kept: Tensor = self._decoder.shortlisted(spatial, texts, shortlist)  # (G,P)
         if not words.num_reference:
             return kept
         return torch.cat([self._decoder(spatial, words.compiled.select(slice(words.num_reference))), kept], 1)

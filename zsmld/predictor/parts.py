@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from zsmld.predictor.archives import CollectedImage
+from zsmld.writing import sync_folder, to_the_end, written_whole
 
 try:
     import fcntl
@@ -24,6 +25,7 @@ except ImportError:  # not on Windows: there nothing keeps two runs apart but th
 _FORMAT = 2
 _MANIFEST, _IMAGES, _SHARDS, _OUTPUTS = "manifest.json", "images.arrow", "shards.json", "outputs.json"
 _LOCK = "run.lock"
+_THEN = "repeat the command, what is scored is kept"
 _IMAGE = pa.schema([("path", pa.string()), ("file", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())])
 _PART = re.compile(r"(\d{10,})-(\d{10,})\.arrow")
 
@@ -117,12 +119,13 @@ class PartsFolder:
                 f"--output"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        cls.remove_leftovers(folder)
         # Under a name of its own until all is in it: then it takes its name in one step, and only one process can.
         private = _private(folder)
         private.mkdir()
         try:
-            with locked(private / _LOCK):  # so that nobody takes it for a leftover
+            # Locked, so that nobody takes it for a leftover.
+            with to_the_end(folder), locked(private / _LOCK):
                 cls._list_images(private, images)
                 with written_whole(private / _MANIFEST) as path:
                     content = {"format": _FORMAT, "run": uuid.uuid4().hex, "identity": identity}
@@ -135,7 +138,7 @@ class PartsFolder:
                     if not cls.exists(folder):
                         raise
                 else:
-                    _sync_folder(folder.parent)
+                    sync_folder(folder.parent)
         finally:
             shutil.rmtree(private, ignore_errors=True)
         return cls(folder)
@@ -163,6 +166,19 @@ class PartsFolder:
         if folder.exists():
             folder.rename(leaving)
             shutil.rmtree(leaving, ignore_errors=True)  # a network disk may hold what another process has mapped
+
+    @staticmethod
+    def remove_leftovers(folder: Path) -> None:
+        """Take away the private folders of processes that died while they built or removed this one."""
+        name = re.compile(re.escape(f".{folder.name}.") + "[0-9a-f]{32}")
+        beside = folder.parent.iterdir() if fcntl is not None and folder.parent.is_dir() else ()
+        for left in [path for path in beside if name.fullmatch(path.name)]:
+            with suppress(OSError):
+                if any(path.name != _LOCK for path in left.iterdir()) and not (left / _LOCK).exists():
+                    shutil.rmtree(left, ignore_errors=True)  # half removed
+                with (left / _LOCK).open("r+b") as file:
+                    if _lock(file):
+                        shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
     def at_work(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
@@ -255,11 +271,16 @@ class PartsFolder:
 
         Raises:
             FileNotFoundError, ValueError: if the folder is no longer that of this run, see `check_current`.
+            OSError: if they cannot be written, on a full disk for instance.
         """
         self.check_current()
         path = self.folder / f"{start:010d}-{start + len(records):010d}.arrow"
         name = f".{uuid.uuid4().hex}.partial"
-        with written_whole(path, name) as temporary, pa.ipc.new_file(str(temporary), records.schema) as writer:
+        with (
+            to_the_end(path, _THEN),
+            written_whole(path, name) as temporary,
+            pa.ipc.new_file(str(temporary), records.schema) as writer,
+        ):
             writer.write_table(records)
 
 
@@ -297,26 +318,6 @@ def in_chunks(parts: Sequence[Part], size: int) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def written_whole(path: Path, temporary_name: str | None = None) -> Iterator[Path]:
-    """Write to the path this gives; it takes the file's place once all of it is on the disk, and not if writing fails.
-
-    Args:
-        path: of the file, in a folder that is there.
-        temporary_name: of the file beside it; default the same for each try, so that a killed one leaves no heap.
-    """
-    temporary = path.with_name(temporary_name or f".{path.name}.partial")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-@contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[None]:
     """Hold the lock of a file, for this process and not for those that it forks: they may outlive it.
 
@@ -346,18 +347,6 @@ def _private(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Private folders of processes that died while they built or removed them."""
-    name = re.compile(re.escape(f".{folder.name}.") + "[0-9a-f]{32}")
-    for left in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)] if fcntl is not None else []:
-        with suppress(OSError):
-            if any(path.name != _LOCK for path in left.iterdir()) and not (left / _LOCK).exists():
-                shutil.rmtree(left, ignore_errors=True)  # half removed
-            with (left / _LOCK).open("r+b") as file:
-                if _lock(file):
-                    shutil.rmtree(left, ignore_errors=True)
-
-
 def _is_free(folder: Path) -> bool:
     return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
@@ -373,15 +362,6 @@ def _read_or(path: Path, missing: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return missing
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # the name is on the disk only when the folder is
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _portions(images: Iterable[CollectedImage], size: int) -> Iterator[list[CollectedImage]]:

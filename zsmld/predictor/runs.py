@@ -45,6 +45,7 @@ def begin_run(
         FileExistsError: if an output is there that is not to be replaced, or another run is at work.
         ValueError: if the run that was interrupted is another one, or its shards were written anew.
     """
+    PartsFolder.remove_leftovers(outputs.parts)
     pictures_are_there = pictures is not None and pictures.is_dir() and any(pictures.iterdir())
     begun = PartsFolder.exists(outputs.parts)  # looked at last: a shard that began meanwhile may have made pictures
     check_absent(outputs, overwrite)

@@ -34,7 +34,7 @@ from zsmld.trainer.checkpoint import (
     saved_where,
     stopped,
 )
-from zsmld.trainer.devices import build_accelerator, threads_beside
+from zsmld.trainer.devices import beside_workers, build_accelerator
 from zsmld.trainer.log import Log
 from zsmld.trainer.optimization import Schedule, build_optimizer, build_scheduler, freeze, parameter_groups
 from zsmld.trainer.options import Precision, problems_of, settings_of, training_record
@@ -229,11 +229,11 @@ class Trainer:
             ValueError: if the loss becomes NaN or infinite, or no image can be read, or other settings are resumed;
                 what was saved stays.
             FileExistsError: if `output` holds an interrupted training, and it shall not be resumed.
-            OSError: if something cannot be written; what was saved stays.
+            OSError: if something cannot be written, or a worker dies; what was saved stays.
             TrainingStopped: on SIGTERM or Ctrl-C, after a checkpoint.
         """
         with ExitStack() as cleanup:
-            cleanup.enter_context(threads_beside(self.num_workers))
+            cleanup.enter_context(beside_workers(self.num_workers, self._saved_where))
             return self._fit(resume, cleanup)
 
     def _fit(self, resume: bool, cleanup: ExitStack) -> ZeroShotClassifier:

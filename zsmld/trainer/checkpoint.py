@@ -114,8 +114,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         with temporary.open("wb") as file:
             try:
                 torch.save({"format": _FORMAT, **state}, file)
-            except RuntimeError as error:  # torch's writer turns a full disk into its own kind
-                raise OSError(str(error)) from error
+            except RuntimeError as error:  # torch's writer hides what the disk said behind an error of its own
+                raise OSError(str(error.__context__ or error)) from error
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

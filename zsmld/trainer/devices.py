@@ -1,7 +1,7 @@
 """Where a training runs: one device or many, as `torchrun` or `accelerate launch` started the processes."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,12 +66,28 @@ def missing_trackers(trackers: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def threads_beside(num_workers: int) -> Iterator[None]:
-    """A core for each worker: threads that wait for each other's cores are far slower. Undone at the end."""
+def beside_workers(num_workers: int, last_good: Callable[[], str]) -> Iterator[None]:
+    """A core for each worker: threads that wait for each other's cores are far slower. Undone at the end.
+
+    Args:
+        num_workers: processes that decode images.
+        last_good: where the last good state is.
+
+    Raises:
+        OSError: in the place of torch's own error, if one of them dies.
+    """
     num_threads = torch.get_num_threads()
     if num_workers:
         torch.set_num_threads(max(1, num_threads - num_workers))
     try:
         yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise OSError(
+            f"num_workers={num_workers} processes must live to decode images, one died, of its memory or a fault in "
+            f"the decoder: {error}. Last good state: {last_good()}; go on with --resume (in Python fit(resume=True)), "
+            f"with fewer workers where memory is short"
+        ) from error
     finally:
         torch.set_num_threads(num_threads)

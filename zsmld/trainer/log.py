@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
+from zsmld.writing import written_whole
+
 
 class Log:
     """Figures of steps and epochs, on the screen, in `steps.csv` and `log.csv`, and in TensorBoard or W&B.
@@ -56,7 +58,8 @@ class Log:
                 if dataset is not None
             }
             text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-            (self.output / "data.json").write_text(text, encoding="utf-8")
+            with written_whole(self.output / "data.json") as path:
+                path.write_text(text, encoding="utf-8")
         self._begin()
         self._loss, self._num_images = row
 

@@ -1,0 +1,134 @@
+"""The fault tests in full, for hours if it must be: kills, full disks, damaged images, load.
+
+    python evaluation/soak.py            # or `make soak`; goes on where it was stopped
+
+Runs each test of tests/acceptance/test_faults_*.py with its full counts, keeps what it measured in runs/soak and writes
+`evaluation/reports/soak.{json,md}` with plots of memory over time, `soak_*.png`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = Path(__file__).parent / "reports" / "soak.json"
+SECTIONS = {
+    "kills": (
+        "SIGKILL to the whole process group, at moments drawn from the time of an undisturbed run and at changes of a "
+        "file, and the same command again. At its end every file has the bytes of an undisturbed run (of a training, "
+        "all but its speed), nothing is left over, and after each kill what has its name is whole."
+    ),
+    "full disk": (
+        "On disks with room for 2 to 92 % of what is written: one sentence says what is not there, what an earlier run "
+        "wrote stays, and with room the same command ends with the bytes of an undisturbed run."
+    ),
+    "images": (
+        "Through `zsmld predict`: what Pillow decodes is scored as alone (to 1e-5), all else is named with an error."
+    ),
+    "load": "Memory over time, in MiB, of the process and its own; the plots show what no file backs as well.",
+}
+
+
+def section_of(piece: str) -> str:
+    """Of what a test measured, by its name."""
+    return next(
+        (name for name in SECTIONS if piece.startswith(name)), "load" if piece.startswith("large ") else "images"
+    )
+
+
+def run_tests(kept: Path) -> list[str]:
+    """Each test that has not passed yet, in a process of its own; those that fail."""
+    tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "acceptance").glob("test_faults_*.py"))
+    pytest = [sys.executable, "-m", "pytest", "--timeout", "7200"]
+    listed = subprocess.run([*pytest, "--collect-only", *tests], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = [line for line in listed.stdout.splitlines() if "::" in line]
+    assert len(names) >= 15, listed.stdout
+    failed = []
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        passed = kept / f"{name.split('::')[1].replace('[', ' ').strip(']')}.{Path(name.split('::')[0]).stem}.passed"
+        if passed.exists():
+            continue
+        print(name, flush=True)
+        environment = os.environ | {"ZSMLD_SOAK": str(kept), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*pytest, "--tb", "short", name], cwd=ROOT, env=environment)
+        if done.returncode == 0:
+            passed.touch()
+        else:
+            failed.append(name)
+    return failed
+
+
+def table(pieces: dict[str, dict[str, Any]]) -> list[str]:
+    """A row a piece, a column a figure."""
+    columns = list(dict.fromkeys(name for figures in pieces.values() for name in figures))
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for piece, figures in pieces.items():
+        cells = (f"{figures[name]:,}" if name in figures else "" for name in columns)
+        lines.append(f"| {piece} | {' | '.join(cells)} |")
+    return lines
+
+
+def plot(piece: str, samples: list[list[float]], path: Path) -> None:
+    """Memory over time."""
+    seconds, held, private = zip(*samples, strict=True)
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axes.plot(seconds, held, label="resident", color="#999999", linewidth=1)
+    axes.plot(seconds, private, label="of these, backed by no file", color="#1f4e79", linewidth=1.5)
+    axes.set(title=piece, xlabel="seconds", ylabel="MiB", ylim=(0, None), xlim=(0, None))
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Run what has not passed, and write the report of all that has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kept", type=Path, default=ROOT / "runs" / "soak", help="folder of what is measured")
+    parser.add_argument("--report-only", action="store_true", help="write the report of what is there")
+    options = parser.parse_args()
+    failed = [] if options.report_only else run_tests(options.kept.resolve())
+    measured = {path.stem: json.loads(path.read_text()) for path in sorted(options.kept.glob("*.json"))}
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    report = {
+        "pieces": {piece: content["figures"] for piece, content in measured.items()},
+        "tests_that_passed": len(list(options.kept.glob("*.passed"))),
+        "tests_that_failed": failed,
+        "machine": machine | {"load": os.getloadavg()},
+    }
+    REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    lines = ["# Soak", "", f"{report['tests_that_passed']} tests passed, {len(failed)} failed: {failed or 'none'}."]
+    lines += [f"On {machine['cores']} cores, shared with other work: seconds are no measure of speed here."]
+    for section, explained in SECTIONS.items():
+        pieces = {piece: figures for piece, figures in report["pieces"].items() if section_of(piece) == section}
+        if not pieces:
+            continue
+        lines += ["", f"## {section.capitalize()}", "", explained, ""]
+        groups: dict[tuple[str, ...], dict[str, Any]] = {}
+        for piece, figures in pieces.items():
+            groups.setdefault(tuple(figures), {})[piece.removeprefix(f"{section} of ").removeprefix("full disk, ")] = (
+                figures
+            )
+        for group in groups.values():
+            lines += [*table(group), ""]
+        for piece in pieces:
+            if "samples" in measured[piece]:
+                path = REPORT.with_name(f"soak_{piece.replace(' ', '_').replace(',', '')}.png")
+                plot(piece, measured[piece]["samples"], path)
+                lines += [f"![{piece}]({path.name})", ""]
+    lines += ["Command: `make soak`"]
+    REPORT.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Memory stays flat: a large folder through `zsmld predict`, a test set of NUS-WIDE's size through `zsmld evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faults import SOAK, Child, command, keep, watched
+from PIL import Image
+
+from zsmld import ImageEncoder, Vocabulary, create_model
+from zsmld.cli import main
+
+NUM_FILES = 1000  # distinct ones; the others are hard links of them
+NUM_IMAGES = 100_000 if SOAK else 3000
+NUM_SCORED, NUM_SEEN, NUM_UNSEEN = 107_859 if SOAK else 1500, 925, 81
+GROWTH = 32.0  # MiB that may come after the warm-up, the first fifth
+
+
+def growth(samples: list[tuple[float, float, float]]) -> float:
+    """How much more than at the end of the warm-up is held in the last tenth at the most, in MiB."""
+    late = len(samples) // 10 or 1
+    warm = [private for _, _, private in samples[len(samples) // 5 :][: 2 * late]]
+    return max(private for _, _, private in samples[-late:]) - float(np.median(warm))
+
+
+@pytest.fixture
+def smallest_model(vectors_path: Path, tmp_path: Path) -> Path:
+    encoder = ImageEncoder("timm:test_resnet", pretrained=False, image_size=32)
+    model = create_model(encoder, f"vectors:{vectors_path}", decoder_dim=16, num_heads=2, feedforward_dim=16)
+    vocabulary = Vocabulary(("dog", "cat", "red car", "beach", "boat", "tree"))
+    model.remember_words(vocabulary, model.encode_words(vocabulary))
+    model.eval().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("num_workers", ["0", "1"])
+def test_a_large_folder(num_workers: str, smallest_model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(NUM_IMAGES):
+        path = tmp_path / "images" / f"{number // 1000:03d}" / f"{number % 1000:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number < NUM_FILES:
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+        else:
+            path.hardlink_to(tmp_path / "images" / "000" / path.name)
+    options = ("--model", str(smallest_model), "--device", "cpu", "--batch-size", "64", "--num-workers", num_workers)
+    work = command("predict", "images", *options, "--output", "tags.jsonl", "--scores-output", "scores.npy")
+    child = Child(work, tmp_path)
+    samples, status = watched(child, 0.5 if SOAK else 0.05)
+    assert status == 0, child.said.read_text()
+    scores = np.load(tmp_path / "scores.npy", mmap_mode="r")
+    assert scores.shape == (NUM_IMAGES, 6)
+    np.testing.assert_allclose(scores[-NUM_FILES:], scores[:NUM_FILES], atol=1e-5)  # the same files
+    with (tmp_path / "tags.jsonl").open() as file:
+        paths = [json.loads(line)["path"] for line in file]
+    assert len(paths) == len(set(paths)) == NUM_IMAGES and paths == sorted(paths)
+    figures = {
+        "images": NUM_IMAGES,
+        "seconds": round(child.seconds),
+        "images a second": round(NUM_IMAGES / child.seconds),
+        "MiB at most": round(max(rss for _, rss, _ in samples)),
+        "MiB that came after the warm-up": round(growth(samples), 1),
+        "of which may come": GROWTH,
+    }
+    keep(f"large folder, {num_workers} workers", figures, samples=samples)
+    assert growth(samples) < GROWTH, figures
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    """Scores and targets of NUS-WIDE's size: as many images, words and labels an image."""
+    rng, num_words = np.random.default_rng(0), NUM_SEEN + NUM_UNSEEN
+    scores = np.lib.format.open_memmap(tmp_path / "scores.npy", "w+", np.float32, (NUM_SCORED, num_words))
+    targets = np.lib.format.open_memmap(tmp_path / "targets.npy", "w+", np.int8, (NUM_SCORED, num_words))
+    for start in range(0, NUM_SCORED, 4096):
+        rows = slice(start, min(start + 4096, NUM_SCORED))
+        targets[rows] = rng.random(targets[rows].shape, np.float32) < 0.01
+        scores[rows] = 0.7 * rng.random(targets[rows].shape, np.float32) + 0.3 * targets[rows]
+    words = [f"word {number}" for number in range(num_words)]
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    (tmp_path / "partition.json").write_text(json.dumps({"seen": words[:NUM_SEEN], "unseen": words[NUM_SEEN:]}))
+    return tmp_path
+
+
+@pytest.mark.timeout(3600)
+def test_a_large_evaluation(predictions: Path) -> None:
+    """Twice in one process: the second takes no more than the first, and what it took is given back."""
+    files = ("--scores", "scores.npy", "--targets", "targets.npy", "--words-file", "words.txt")
+    arguments = ["evaluate", *files, "--partition", "partition.json", "--protocol", "nus_wide_gzsl"]
+
+    def work() -> int:
+        return max(main([*arguments, "--output", f"report {number}"]) for number in range(2))
+
+    child = Child(work, predictions)
+    samples, status = watched(child, 0.5 if SOAK else 0.02)
+    assert status == 0, child.said.read_text()
+    reports = [json.loads((predictions / f"report {number}" / "report.json").read_text()) for number in range(2)]
+    assert reports[0]["protocols"] == reports[1]["protocols"]
+    assert reports[0]["protocols"]["gzsl"]["num_images"] == NUM_SCORED
+    first, second = (max(private for _, _, private in half) for half in halves(samples))
+    matrix = NUM_SCORED * (NUM_SEEN + NUM_UNSEEN) * 4 / 2**20
+    figures = {
+        "images": NUM_SCORED,
+        "words": NUM_SEEN + NUM_UNSEEN,
+        "seconds of both": round(child.seconds),
+        "MiB of the scores": round(matrix),
+        "MiB at most, with files": round(max(rss for _, rss, _ in samples)),
+        "MiB at most in the first": round(first),
+        "MiB at most in the second": round(second),
+    }
+    keep("large evaluation", figures, samples=samples)
+    assert second < 1.05 * first + GROWTH, figures
+
+
+def halves(samples: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The two runs take about as long."""
+    return samples[: len(samples) // 2], samples[len(samples) // 2 :]
