@@ -64,10 +64,10 @@ def forms(model: ZeroShotClassifier, home: Path) -> list[dict[str, Any]]:
 def script(model: ZeroShotClassifier, home: Path) -> float:
     """The largest difference of what score.py prints, with four decimals, from a Predictor."""
     scenes = build_dataset("scenes", split="test", num_images=20)
-    (home / "photos").mkdir()
+    (home / "scored").mkdir()
     for place in range(20):
-        scenes[place]["image"].resize((97, 61)).save(home / "photos" / f"{place:02}.jpg")
-    paths = [str(path) for path in sorted((home / "photos").iterdir())]
+        scenes[place]["image"].resize((97, 61)).save(home / "scored" / f"{place:02}.jpg")
+    paths = [str(path) for path in sorted((home / "scored").iterdir())]
     command = [sys.executable, str(home / "ONNX,_frozen_words" / "score.py"), *paths]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     found, _ = Predictor(model, device="cpu").score(paths)

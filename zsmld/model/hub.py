@@ -230,7 +230,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether it is a sentence of this package; the client's own kinds, of a bad name or answer, are ValueErrors too."""
+    """Whether it is a sentence of this package; the client's own kinds, of a bad name or answer, are ValueErrors."""
     return type(error) is ValueError
 
 
