@@ -11,6 +11,7 @@ from timm.layers.ml_decoder import add_ml_decoder_head
 
 from zsmld import ZeroShotClassifier
 from zsmld.cli import main
+from zsmld.model import model_card
 
 WORDS = ("dog", "cat", "red car", "beach", "boat", "tree")
 
@@ -35,7 +36,13 @@ def test_a_checkpoint_is_imported_and_predicts(
     said = capsys.readouterr().out
     assert "timm head in class mode on timm:resnet18" in said and "139 tensors taken, 0 left out" in said
     assert len(Path("model/import.txt").read_text().splitlines()) > 139
-    assert ZeroShotClassifier.from_pretrained("model").vocabulary.words == WORDS
+    model = ZeroShotClassifier.from_pretrained("model")
+    assert model.vocabulary.words == WORDS
+    origin = {"file": "best.pth.tar", "code": "timm", "weights": "not marked as averaged"}
+    assert model.training_record == {"imported": origin}
+    assert "Imported from the `timm` checkpoint `best.pth.tar`, weights not marked as averaged" in str(
+        model_card(model)
+    )
 
     Image.new("RGB", (80, 60), "red").save("red.png")
     assert main(["predict", "red.png", "--model", "model", "--device", "cpu", "--output", "tags.jsonl"]) == 0

@@ -434,3 +434,13 @@ def test_half_precision_weights_load(model: ZeroShotClassifier, tmp_path: Path) 
     assert all(p.dtype == torch.float32 for p in restored.parameters())
     words = model.word_embeddings
     torch.testing.assert_close(restored(IMAGES, words), model(IMAGES, words), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("spec", ["timm:local-dir:/tmp", "timm:/tmp", "timm:../models"])
+def test_a_config_cannot_name_a_folder(spec: str, model: ZeroShotClassifier, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["image_encoder"]["spec"] = spec
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="must not name a folder as its image encoder"):
+        ZeroShotClassifier.from_pretrained(tmp_path)

@@ -41,6 +41,11 @@ class StoredWeights:
     place: str = ""
     others: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether they stood in a place for averaged weights (EMA)."""
+        return not {*self.place.split(".")}.isdisjoint(_AVERAGED)
+
 
 def read_checkpoint(path: str | Path, averaged: bool | None = None) -> StoredWeights:
     """Read a `.pth`, `.pt`, `.ckpt`, `.safetensors` or `.pdparams` file; nothing in it is run.

@@ -187,6 +187,10 @@ def load_weights(
         _name_classes(model, names, report)
     else:
         _give_words(model, names, word_vectors, report)
+    is_averaged = stored.is_averaged or is_averaged_copy(head.wrapper)
+    origin = {"file": Path(path).name, "code": head.kind}
+    # What no place or name in the file calls averaged may still be that: its code says so, not the file.
+    model.training_record = {"imported": origin | {"weights": "averaged" if is_averaged else "not marked as averaged"}}
     report.notes.append(f"images are prepared by {encoder.transform}")
     return model.eval(), report
 

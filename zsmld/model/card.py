@@ -204,6 +204,9 @@ def _training(model: "ZeroShotClassifier") -> str:
         kind = "averaged over steps (EMA)" if record["weights"] == "averaged" else "those of the last step (raw)"
         epoch, selected_by = inline(record.get("epoch")), inline_code(record.get("selected_by"))
         said.append(f"Weights: {kind}, of epoch {epoch}, selected by {selected_by}")
+    if origin := record.get("imported"):
+        kind = f"{inline_code(origin['code'])} checkpoint {inline_code(origin['file'])}"
+        said.append(f"Imported from the {kind}, weights {inline(origin['weights'])}")
     if record.get("training_free"):
         said.append(f"None: {inline_code(record['training_free'])} needs no training")
     if record.get("git"):

@@ -27,6 +27,7 @@ _IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "in
 # Arguments of timm's and open_clip's models, at any depth, that read files, fetch weights or allow pickles.
 _FORBIDDEN_KWARGS = {"cache_dir", "load_weights", "weights_only"}
 _FORBIDDEN_STARTS, _FORBIDDEN_ENDS = ("pretrained", "hf_"), ("_path", "_pretrained")  # not timm's drop_path_rate
+_FOLDERS = ("timm:local-dir:", "timm:/", "timm:.", "timm:~")  # an encoder from a folder is stored by its name
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def _build(
         foreign = sorted((set(image_config) - _IMAGE_KEYS) | set(_forbidden(image_config["model_kwargs"])))
         if foreign:
             raise ValueError(f"checkpoint {name} must not set {foreign} of its image encoder; it is not one of ours")
+        if image_config["spec"].startswith(_FOLDERS):
+            raise ValueError(f"checkpoint {name} must not name a folder as its image encoder; it is not one of ours")
         image_encoder = ImageEncoder(pretrained=False, **image_config)
         decoder = build_decoder(config["decoder"])
         model = cls(image_encoder, decoder, recipe=config["recipe"])
