@@ -141,7 +141,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Scores that `score.py` prints, from a Predictor's: {report['script_difference']:.1e} (4 decimals).",
         "",
     ]
-    for name, title in (("scenes", "1,000 test scenes, 100 words"), ("photos", "82 COCO photos, 80 words")):
+    for name, title in (("scenes", "1,000 test scenes, 100 words"), ("photos", "83 COCO photos, 80 words")):
         if name in report:
             lines += [f"## mAP: {title}", "", "| precision | MB | mAP | change | largest logit difference |"]
             lines += ["|---|---:|---:|---:|---:|"]

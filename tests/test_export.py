@@ -201,7 +201,24 @@ def test_damaged_folders_are_refused(opened, tmp_path):
     (broken / "export.json").write_text(json.dumps({key: config[key] for key in config if key != "form"}))
     with pytest.raises(ValueError, match="must be complete, it is damaged: KeyError"):
         load_exported(broken)
+    for key in ("scores", "heldout_words", "training"):
+        (broken / "export.json").write_text(json.dumps({name: config[name] for name in config if name != key}))
+        with pytest.raises(ValueError, match=f"must be complete, it is damaged: KeyError.*{key}"):
+            load_exported(broken)
+    (broken / "export.json").write_text(json.dumps(config | {"vocabulary": "dog"}))
+    with pytest.raises(ValueError, match="vocabulary|must be complete, it is damaged"):
+        load_exported(broken)
     (broken / "export.json").write_text(json.dumps(config))
+    embeddings = broken / "word_embeddings.npy"
+    content = embeddings.read_bytes()
+    np.save(embeddings, np.array([{"runs": "code"}], object), allow_pickle=True)
+    for wrong in (embeddings.read_bytes(), content[:-9], b""):
+        embeddings.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"word_embeddings\.npy must be an array of numbers, it is damaged"):
+            load_exported(broken)
+    embeddings.unlink()
+    with pytest.raises(FileNotFoundError, match=r"exported folder must hold word_embeddings\.npy"):
+        load_exported(broken)
     (broken / "model.onnx").unlink()
     with pytest.raises(FileNotFoundError, match=r"exported folder must hold model\.onnx"):
         load_exported(broken)
@@ -312,10 +329,57 @@ def test_what_fails_leaves_what_was_there(model, opened, tmp_path, monkeypatch):
     assert report.largest_difference is None and "not verified" in report.to_text()
     assert is_exported(kept) and [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert not (kept / "word_embeddings.npy").exists()  # of the export that was there
+    (tmp_path / "link").symlink_to(kept)
+    export_model(model, tmp_path / "link", **options, overwrite=True, verify=False)
+    assert (tmp_path / "link").is_symlink() and {path.name for path in tmp_path.iterdir()} == {"kept", "link"}
+    with monkeypatch.context() as patch:  # the last step fails
+        before, replace = (kept / "export.json").read_bytes(), zsmld.export.os.replace
+        failing = [None, OSError("disk"), None]  # old away, new in, old back
+        patch.setattr(zsmld.export.os, "replace", lambda *a: _fail(failing.pop(0)) or replace(*a))
+        with pytest.raises(OSError, match="disk"):
+            export_model(model, kept, **options, overwrite=True, verify=False)
+    assert (kept / "export.json").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "link"}
+    (kept / "tags.jsonl").write_text("x")
+    with pytest.raises(FileExistsError, match=r"nothing but an export to be overwritten, .* holds \['tags.jsonl'\] as"):
+        export_model(model, kept, **options, overwrite=True)
+    assert (kept / "tags.jsonl").read_text() == "x"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(FileExistsError, match="holds something else than an export; choose another"):
         export_model(model, tmp_path / "mine", **options, overwrite=True)
+
+
+def _fail(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_results_that_are_no_numbers_are_refused(model, tmp_path, monkeypatch, wrong, place):
+    """Also in a precision whose differences are not judged: half precision overflows."""
+    real = Program.__call__
+
+    def overflows(self, *inputs, **options):
+        found = list(real(self, *inputs, **options))
+        found[place] = found[place] + wrong
+        return tuple(found)
+
+    monkeypatch.setattr(Program, "__call__", overflows)
+    with pytest.raises(ValueError, match=r"exported model must give the logits of PyTorch, it differs by .* in fp16"):
+        export_model(model, tmp_path / "out", words=["dog"], format="torch_export", precision="fp16")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_gpu_that_onnxruntime_cannot_use_is_refused(opened, monkeypatch):
+    """It would go on on the CPU."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("zsmld.export.programs.resolve_device", torch.device)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="cannot load its CUDA libraries, got 'cuda'"):
+        load_exported(opened, "cuda")
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,7 @@ def test_a_checkpoint_is_imported_and_predicts(
     assert model.vocabulary.words == WORDS
     origin = {"file": "best.pth.tar", "code": "timm", "weights": "not marked as averaged"}
     assert model.training_record == {"imported": origin}
-    assert "Imported from the `timm` checkpoint `best.pth.tar`, weights not marked as averaged" in str(
-        model_card(model)
-    )
+    assert "<code>best.pth.tar</code>, weights not marked as averaged" in str(model_card(model))
 
     Image.new("RGB", (80, 60), "red").save("red.png")
     assert main(["predict", "red.png", "--model", "model", "--device", "cpu", "--output", "tags.jsonl"]) == 0

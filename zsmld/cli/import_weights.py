@@ -45,9 +45,9 @@ def _import_vectors(options: argparse.Namespace) -> int:
     names = ("image_encoder", "word_vectors", "model_kwargs", "num_heads", "image_size", "mean", "std")
     given = [name for name in names if getattr(options, name) is not None]
     given += [name for name, default in (("weights", "auto"), ("ignore", [])) if getattr(options, name) != default]
-    for name in given:
+    if given:
         raise ValueError(
-            f"--{name.replace('_', '-')} is for a checkpoint, and --output {output} asks for word vectors; "
+            f"--{given[0].replace('_', '-')} is for a checkpoint, and --output {output} asks for word vectors; "
             f"leave it out or name a folder"
         )
     if output.exists() and not options.overwrite:

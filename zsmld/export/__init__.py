@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from zsmld.calibration import Calibration
-from zsmld.export.folder import ExportSettings, is_exported, metadata, write_files
+from zsmld.export.folder import ExportSettings, is_exported, is_part, metadata, write_files
 from zsmld.export.formats import FILES, Format, capture, has_compiler, write_program
 from zsmld.export.graph import ExportGraph
 from zsmld.export.loading import load_exported
@@ -80,7 +80,7 @@ def export_model(
         opset: of ONNX; default the exporter's.
         device: "cpu", or "cuda" to compile for it with AOTInductor.
         verify: run the file and compare it with the model.
-        overwrite: replace an exported folder that is there.
+        overwrite: replace an exported folder that is there, if it holds nothing else.
         text_encoder: for words that the model does not know; default its own.
 
     Returns:
@@ -105,21 +105,29 @@ def export_model(
     folder, settings = Path(folder), ExportSettings(format, precision, include_preprocessing)
     _check(settings, opset, device, calibration_images)
     _check_folder(folder, overwrite)
+    place = folder.resolve()  # a link stays one
     on = resolve_device(device)
     settings = replace(settings, compiled_for=on.type)
     training, before = model.training, next(model.parameters()).device
     model.to(on).eval()
     # Under a name of its own until all is in it: what fails leaves nothing, and what was there before.
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    private = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    private = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    old = private.with_name(f"{private.name}.old")
     try:
         report = _export(model, private, words, settings, calibrated, calibration_images, opset, verify, text_encoder)
         private.chmod(0o755)
-        if overwrite and folder.exists():
-            shutil.rmtree(folder)
-        os.replace(private, folder)
+        if place.exists():
+            _check_folder(place, overwrite)  # again: an export takes minutes
+            os.replace(place, old)
+        os.replace(private, place)
+    except BaseException:
+        if old.exists() and not place.exists():
+            os.replace(old, place)
+        raise
     finally:
         shutil.rmtree(private, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         model.to(before).train(training)
     return replace(report, folder=folder)
 
@@ -222,6 +230,12 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise FileExistsError(f"folder must be free, {folder} holds something else than an export; choose another")
     if not overwrite:
         raise FileExistsError(f"folder must be free, {folder} holds an export; choose another, or overwrite it")
+    others = [path.name for path in sorted(folder.iterdir()) if not is_part(path.name)]
+    if others:
+        raise FileExistsError(
+            f"folder must hold nothing but an export to be overwritten, {folder} holds {others[:3]} as well; move them "
+            f"away, or choose another"
+        )
 
 
 def _sample_pixels(size: int) -> Tensor:

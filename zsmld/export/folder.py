@@ -26,6 +26,7 @@ from zsmld.predictor.stored import StoredPrediction
 EXPORT = "export.json"
 FORMAT = 1
 FORMS = ("word_embeddings", "frozen", "classes")
+_PARTS = {EXPORT, "preprocessing.json", "words.json", "word_embeddings.npy", "score.py", "README.md", *FILES.values()}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class ExportSettings:
 def is_exported(folder: str | Path) -> bool:
     """Whether a folder holds an exported model."""
     return (Path(folder) / EXPORT).is_file()
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name is written by an export; large weights stand in a second file beside the first."""
+    return name in _PARTS or name.startswith("model.onnx")
 
 
 def describe_preprocessing(transform: ImageTransform, inside: bool) -> dict[str, Any]:

@@ -56,13 +56,13 @@ def load_exported(folder: str | Path, device: str = "auto") -> ZeroShotClassifie
         if settings["format"] not in FILES or form not in FORMS:
             raise KeyError(settings["format"], form)
         model = _model(folder, config, words, device)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        model.heldout_words = check_words(config["heldout_words"], "heldout_words", allow_empty=True)
+        model.calibration, model.prediction = config["calibration"], config["prediction"]
+        model.scores, model.training_record = config["scores"], config["training"]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"exported folder {folder} must be complete, it is damaged: {error!r}; export it again"
         ) from error
-    model.heldout_words = check_words(config["heldout_words"], "heldout_words", allow_empty=True)
-    model.calibration, model.prediction = config["calibration"], config["prediction"]
-    model.scores, model.training_record = config["scores"], config["training"]
     _replace_method(model, "save_pretrained", _refuse_to_save)
     if form == "frozen":
         _replace_method(model, "encode_words", _frozen_columns(model))
@@ -92,10 +92,23 @@ def _model(folder: Path, config: dict[str, Any], words: dict[str, Any], device: 
     if form == "classes":
         model.remember_words(Vocabulary(words["words"]) if vocabulary is None else vocabulary, None)
     elif vocabulary is not None:
-        import numpy as np
-
-        model.remember_words(vocabulary, torch.from_numpy(np.load(folder / "word_embeddings.npy")))
+        model.remember_words(vocabulary, _word_embeddings(folder / "word_embeddings.npy"))
     return model
+
+
+def _word_embeddings(path: Path) -> Tensor:
+    import numpy as np
+
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"exported folder must hold {path.name}, not found in {path.parent}; export the model again"
+        ) from error
+    except (ValueError, TypeError, EOFError) as error:  # cut short, a pickle, no array of numbers
+        raise ValueError(
+            f"{path} must be an array of numbers, it is damaged: {error}; export the model again"
+        ) from error
 
 
 def _columns_as(known: Vocabulary | None, columns: tuple[str, ...]) -> Vocabulary:

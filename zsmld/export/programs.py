@@ -87,6 +87,11 @@ def _load_onnx(path: Path, device: str, compiled_for: str) -> tuple[Run, torch.d
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    if on.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():  # it goes on without a word
+        raise ValueError(
+            f"device must be 'cpu' here, onnxruntime {onnxruntime.__version__} cannot load its CUDA libraries, got "
+            f"{device!r}; choose cpu, or install the CUDA and cuDNN that this onnxruntime-gpu asks for"
+        )
     names = [given.name for given in session.get_inputs()]
 
     def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """An exported file beside the model it was made from, number by number."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def verify(
         For each number of images and words the largest difference of logits and of scores.
 
     Raises:
-        ValueError: if a result is NaN, or in fp32 differs by more than 1e-3.
+        ValueError: if a result is NaN or infinite, or in fp32 a logit differs by more than 1e-3.
     """
     transform = model.image_encoder.transform
     device = next(model.parameters()).device
@@ -130,14 +131,18 @@ def verify(
                 found = program(taken[:num_images], *inputs, num_words=num_words)
                 worst_logit, worst_score = (float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
                 checks.append({"images": num_images, "words": num_words, "logits": worst_logit, "scores": worst_score})
-    worst = max(checks, key=lambda check: check["logits"] if check["logits"] == check["logits"] else float("inf"))
-    if worst["logits"] != worst["logits"] or (precision == "fp32" and worst["logits"] > _FP32_LIMIT):
+    worst = max(checks, key=lambda check: check["logits"] if _is_finite(check) else math.inf)
+    if not _is_finite(worst) or (precision == "fp32" and worst["logits"] > _FP32_LIMIT):
         raise ValueError(
             f"exported model must give the logits of PyTorch, it differs by {worst['logits']:.3g} with "
             f"{worst['images']} images and {worst['words']} words in {precision}; choose another format, opset or "
             f"precision, or pass verify=False (--no-verify) to keep it all the same"
         )
     return tuple(checks)
+
+
+def _is_finite(check: dict[str, Any]) -> bool:
+    return math.isfinite(check["logits"]) and math.isfinite(check["scores"])
 
 
 def _listed(numbers: list[int]) -> str:
