@@ -121,7 +121,9 @@ def test_class_mode_is_frozen(encoder, groups, tmp_path, images):
     model.remember_words(Vocabulary([f"class {c}" for c in range(10)]), None)
     report = export_model(model, tmp_path / "out", format="torch_export")
     assert report.form == "classes" and report.num_words == 10 and report.largest_difference < 1e-4
-    other = load_exported(tmp_path / "out", "cpu")
+    with pytest.raises(ValueError, match=r"trust_program must be True .* \(--trust-program\), else export to onnx"):
+        load_exported(tmp_path / "out", "cpu")
+    other = load_exported(tmp_path / "out", "cpu", trust_program=True)
     ours = Predictor(model, device="cpu").score(images)[0]
     np.testing.assert_allclose(Predictor(other, device="cpu").score(images)[0], ours, atol=1e-5)
     with pytest.raises(ValueError, match="words must be the 10 classes of the model in their order"):

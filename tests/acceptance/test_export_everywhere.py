@@ -63,11 +63,14 @@ def test_a_compiled_library(make_model, images, tmp_path):
     model = make_model(output="sum")
     report = export_model(model, tmp_path / "out", format="aot_inductor")
     assert report.largest_difference < 1e-4
-    ours, other = (Predictor(m, ["zebra", "dog"], device="cpu") for m in (model, load_exported(tmp_path / "out")))
+    with pytest.raises(ValueError, match="trust_program must be True to load the aot_inductor program"):
+        load_exported(tmp_path / "out")
+    loaded = load_exported(tmp_path / "out", trust_program=True)
+    ours, other = (Predictor(m, ["zebra", "dog"], device="cpu") for m in (model, loaded))
     np.testing.assert_allclose(other.score(images)[0], ours.score(images)[0], atol=1e-5)
     if torch.cuda.is_available():
         with pytest.raises(ValueError, match="device must be 'cpu', for which AOTInductor compiled this model"):
-            load_exported(tmp_path / "out", "cuda")
+            load_exported(tmp_path / "out", "cuda", trust_program=True)
 
 
 @pytest.fixture(scope="module")

@@ -67,5 +67,6 @@ def export(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
     )
     print(report.to_text())
-    print(f"\nuse it: zsmld predict PHOTOS --model {options.output}")
+    trust = "" if options.format == "onnx" else " --trust-program"
+    print(f"\nuse it: zsmld predict PHOTOS --model {options.output}{trust}")
     return 0

@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="model folder, Hub id, exported folder, clip:ARCH/PRETRAINED or conse:timm:NAME (no training)"
     )
+    parser.add_argument(
+        "--trust-program",
+        action="store_true",
+        help="load an export to torch.export or AOTInductor, which runs code; ONNX needs no trust",
+    )
     parser.add_argument("--words", help="words to score, separated by commas; default those of the model")
     parser.add_argument("--words-file", help="the same, one word a line")
     parser.add_argument(
@@ -238,7 +243,7 @@ def _predictor(options: argparse.Namespace) -> "Predictor":
     if is_training_free(options.model):
         model = build_scorer(options.model, options.overrides, templates)
     elif is_exported(options.model):
-        model = load_exported(options.model, options.device)
+        model = load_exported(options.model, options.device, options.trust_program)
     else:
         model = ZeroShotClassifier.from_pretrained(options.model)
     return Predictor(

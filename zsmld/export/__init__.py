@@ -97,7 +97,8 @@ def export_model(
         >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
         >>> with tempfile.TemporaryDirectory() as home:
         ...     report = export_model(model, f"{home}/star", words=["red star"], format="torch_export")
-        ...     load_exported(f"{home}/star", device="cpu")(torch.zeros(2, 3, 64, 64), torch.zeros(1, 1)).shape
+        ...     exported = load_exported(f"{home}/star", "cpu", trust_program=True)
+        ...     exported(torch.zeros(2, 3, 64, 64), torch.zeros(1, 1)).shape
         torch.Size([2, 1])
         >>> report.largest_difference < 1e-4
         True
@@ -121,13 +122,13 @@ def export_model(
             _check_folder(place, overwrite)  # again: an export takes minutes
             os.replace(place, old)
         os.replace(private, place)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         if old.exists() and not place.exists():
             os.replace(old, place)
         raise
     finally:
         shutil.rmtree(private, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
         model.to(before).train(training)
     return replace(report, folder=folder)
 

@@ -19,14 +19,16 @@ from zsmld.text import TextEncoder
 from zsmld.vocabulary import Vocabulary, check_words
 
 
-def load_exported(folder: str | Path, device: str = "auto") -> ZeroShotClassifier:
+def load_exported(folder: str | Path, device: str = "auto", trust_program: bool = False) -> ZeroShotClassifier:
     """Load what `export_model` wrote, to score with: `Predictor(load_exported(folder))`, `Evaluator`, `pipeline`.
 
-    A file of torch.export or AOTInductor is a program: load none that you would not run.
+    An ONNX file is data. One of torch.export or AOTInductor is a program, which torch unpickles or links: it is loaded
+    only if you say that you trust it.
 
     Args:
         folder: of the export.
         device: "auto", "cpu" or "cuda".
+        trust_program: load a program of torch.export or AOTInductor, which can do all that you can. Made by you, say.
 
     Returns:
         A model whose network is the exported file. With a frozen vocabulary it scores these words alone. It cannot be
@@ -34,7 +36,7 @@ def load_exported(folder: str | Path, device: str = "auto") -> ZeroShotClassifie
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if one is damaged, or the format does not run on the device here.
+        ValueError: if one is damaged, the format does not run on the device here, or it is a program and not trusted.
         ImportError: if onnxruntime is not installed and the model is ONNX.
 
     Example:
@@ -55,6 +57,11 @@ def load_exported(folder: str | Path, device: str = "auto") -> ZeroShotClassifie
         settings, form = config["settings"], config["form"]
         if settings["format"] not in FILES or form not in FORMS:
             raise KeyError(settings["format"], form)
+        if settings["format"] != "onnx" and not trust_program:
+            raise ValueError(
+                f"trust_program must be True to load the {settings['format']} program in {folder}, which may run "
+                f"anything; if it is your own, pass trust_program=True (--trust-program), else export to onnx"
+            )
         model = _model(folder, config, words, device)
         model.heldout_words = check_words(config["heldout_words"], "heldout_words", allow_empty=True)
         model.calibration, model.prediction = config["calibration"], config["prediction"]

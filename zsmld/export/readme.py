@@ -34,6 +34,7 @@ def readme(
     if frozen is None:
         outputs[0] = "| output | `logits` | float32 (B, N) | one column a word |"
         outputs[1] = "| output | `scores` | float32 (B, N) | the same in [0, 1] |"
+    trust = "" if settings.format == "onnx" else " --trust-program"
     parts = [
         "# A zero-shot multi-label image classifier, exported by zsmld",
         report.to_text().partition(": ")[2],
@@ -41,7 +42,7 @@ def readme(
         "B, the number of images, may be any." + (" So may N, the number of words." if frozen is None else ""),
         f"`preprocessing.json` says how a photo becomes `images`. {_scores(model, frozen)}",
         "Use it with zsmld, which gives records, tables and pictures:",
-        "```\nzsmld predict photos/ --model THIS_FOLDER --output tags.jsonl\n```",
+        f"```\nzsmld predict photos/ --model THIS_FOLDER --output tags.jsonl{trust}\n```",
     ]
     if settings.format == "onnx" and (frozen is not None or model.vocabulary is not None):
         parts += ["Without zsmld:", "```\npip install numpy pillow onnxruntime\npython score.py PHOTO ...\n```"]

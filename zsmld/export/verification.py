@@ -133,8 +133,9 @@ def verify(
                 checks.append({"images": num_images, "words": num_words, "logits": worst_logit, "scores": worst_score})
     worst = max(checks, key=lambda check: check["logits"] if _is_finite(check) else math.inf)
     if not _is_finite(worst) or (precision == "fp32" and worst["logits"] > _FP32_LIMIT):
+        differs = worst["logits"] if math.isfinite(worst["scores"]) else worst["scores"]
         raise ValueError(
-            f"exported model must give the logits of PyTorch, it differs by {worst['logits']:.3g} with "
+            f"exported model must give the logits of PyTorch, it differs by {differs:.3g} with "
             f"{worst['images']} images and {worst['words']} words in {precision}; choose another format, opset or "
             f"precision, or pass verify=False (--no-verify) to keep it all the same"
         )
