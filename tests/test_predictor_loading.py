@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -112,6 +113,30 @@ def test_every_source_is_in_one_batch(readable: list[bool], batch_size: int) -> 
     assert sum(len(batch.inputs) for batch in batches) == sum(readable)
     values = [round(float(image[0, 0, 0] * 0.229 + 0.485) * 255) for batch in batches for image in batch.inputs]
     assert values == [number for number, good in enumerate(readable) if good]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_that_is_killed_while_it_sends_is_noticed(
+    files: list[str], num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half result that it leaves must not be waited for; its images are good, and none is lost."""
+    send = multiprocessing.connection.Connection._send  # type: ignore[attr-defined]
+
+    def half(self: Any, content: Any, write: Any = os.write) -> None:
+        if multiprocessing.parent_process() is not None and len(content) > 9000:  # pixels of more than one image
+            write(self._handle, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        send(self, content, write)
+
+    monkeypatch.setattr(multiprocessing.connection.Connection, "_send", half)
+    monkeypatch.setattr(loading, "_SECONDS_TO_NOTICE", 0.2)
+    transform = ImageTransform(image_size=48)
+    batches = list(load(files, num_workers=num_workers, transform=transform))
+    assert [batch.errors for batch in batches] == [{}] * 3
+    found = torch.cat([batch.inputs for batch in batches])
+    assert torch.equal(found, torch.stack([transform(load_image(path)) for path in files]))
+    assert no_children()
 
 
 # ------------------------------------------------------------------------------------------------------------ lazily

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -22,6 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from zsmld.images import ImageTransform, load_image
+
+_SECONDS_TO_NOTICE = 2.0  # that a worker is dead; the executor does so at once, but for one case
 
 Decoded = tuple[np.ndarray, dict[int, str]]  # pixels (G,H,W,3) uint8 of those that could be read; errors by position
 
@@ -239,7 +242,7 @@ class _Pool:
         batch, future = self.pending.popleft()
         sources = [item.source for item in batch]
         try:
-            return batch, self._result(future, sources)
+            return batch, self._result(self._executor, future, sources)
         except BrokenProcessPool:
             self._executor.shutdown()
             decoded = self._one_by_one(sources)
@@ -266,8 +269,10 @@ class _Pool:
             broken.set_exception(error)
             return broken
 
-    def _result(self, future: "Future[Decoded]", sources: list[Any]) -> Decoded:
+    def _result(self, executor: ProcessPoolExecutor, future: "Future[Decoded]", sources: list[Any]) -> Decoded:
         try:
+            while not wait_for([future], _SECONDS_TO_NOTICE).done:
+                _end_if_stuck(executor)
             return future.result()
         except BrokenProcessPool:
             raise
@@ -281,7 +286,7 @@ class _Pool:
         executor = self._start(1)
         for position, source in enumerate(sources):
             try:
-                pixels, wrong = self._result(self._send(executor, [source]), [source])
+                pixels, wrong = self._result(executor, self._send(executor, [source]), [source])
                 found.append(pixels)
                 if wrong:
                     errors[position] = wrong[0]
@@ -295,6 +300,18 @@ class _Pool:
                 executor = self._start(1)
         executor.shutdown()
         return np.concatenate(found) if found else np.empty((0, *[self.transform.image_size] * 2, 3), np.uint8), errors
+
+
+def _end_if_stuck(executor: ProcessPoolExecutor) -> None:
+    """A worker that was killed in the midst of sending leaves half a result, and the executor waits for its other half.
+
+    With no worker alive, and no end of the pipe open here, that ends as with any other dead worker.
+    """
+    workers = list((executor._processes or {}).values())
+    if wait([worker.sentinel for worker in workers], 0):
+        for worker in workers:
+            worker.kill()
+        executor._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 _own: dict[str, Any] = {}  # of a worker process: what every batch needs
