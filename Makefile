@@ -12,7 +12,8 @@ test: .venv/installed  ## set up, then the whole test suite, files shared by two
 acceptance: .venv/installed  ## what runs for minutes: notebooks, the web page in Chromium, the documentation, exports without torch
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { \
 	  echo "make acceptance needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
-	$(BIN)/python -m pytest tests/acceptance --timeout 900 --durations 10
+	set -e; for file in tests/acceptance/test_*.py; do \
+	  $(BIN)/python -m pytest $$file --timeout 900 --durations 3; done  # the fault tests fork: a process each
 
 docs: .venv/installed  ## build the documentation into site/, with no network; warnings are errors
 	$(BIN)/mkdocs build --strict

@@ -261,11 +261,10 @@ def test_a_failed_save_leaves_the_old_model(
     model, folder = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def full_disk(tensors: dict, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    monkeypatch.setattr("zsmld.writing.os.fsync", full_disk)
     torch.nn.init.zeros_(model.decoder.word_proj.weight)
     with pytest.raises(OSError, match="No space left"):
         model.save_pretrained(folder)

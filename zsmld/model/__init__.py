@@ -16,11 +16,12 @@ from zsmld.images import ImageEncoder
 from zsmld.model.card import model_card
 from zsmld.model.card_figures import ReportLike
 from zsmld.model.checkpoint import load_checkpoint
-from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions, replaced
+from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions
 from zsmld.model.hub import find_checkpoint, push_checkpoint
 from zsmld.model.summary import summary_html
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
+from zsmld.writing import to_the_end, written_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
@@ -228,7 +229,7 @@ class ZeroShotClassifier(nn.Module):
             folder: made if it does not exist.
             state_dict: weights to write instead of the current ones, for instance averaged ones.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder, config = Path(folder), self._config_text()
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,10 +238,12 @@ class ZeroShotClassifier(nn.Module):
         }
         if self.word_embeddings is not None:
             tensors["word_embeddings"] = self.word_embeddings.contiguous()
-        with replaced(folder / WEIGHTS) as path:
-            save_file(tensors, path, metadata={"format": "pt"})
-        with replaced(folder / CONFIG) as path:
+        content = save(tensors, metadata={"format": "pt"})
+        # Both are on the disk before the first has its name: a full disk leaves the model that was there.
+        with to_the_end(folder, "save again"), written_whole(folder / CONFIG) as path:
             path.write_text(config, encoding="utf-8")
+            with written_whole(folder / WEIGHTS) as weights:
+                weights.write_bytes(content)
 
     def save_config(self, folder: str | Path) -> None:
         """Write `config.json` alone, into a folder that holds this model's weights: a new calibration, for instance.
@@ -255,7 +258,7 @@ class ZeroShotClassifier(nn.Module):
                 f"model with save_pretrained"
             )
         config = self._config_text()
-        with replaced(folder / CONFIG) as path:
+        with to_the_end(folder, "save again"), written_whole(folder / CONFIG) as path:
             path.write_text(config, encoding="utf-8")
 
     def _config_text(self) -> str:
