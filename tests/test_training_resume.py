@@ -478,7 +478,7 @@ def test_a_full_disk_for_the_model_or_a_log_goes_on_later(
     what: str, whole: Any, vectors_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "model":
-        monkeypatch.setattr("safetensors.torch.save_file", full)
+        monkeypatch.setattr("safetensors.torch.save", full)
     else:
         target = "zsmld.trainer.log.Log.epoch" if what == "log" else "zsmld.trainer.log.Log.step"
         monkeypatch.setattr(target, full)
