@@ -1,8 +1,10 @@
 """Report: a fixed JSON shape, a Markdown table that parses, one self-contained and escaped HTML page."""
 
 import errno
+import gc
 import json
 import os
+import weakref
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -414,6 +416,22 @@ def test_nothing_but_an_earlier_report_is_overwritten(tmp_path):
     (tmp_path / "other" / "report.html").write_text("mine")
     with pytest.raises(ValueError, match=r"report.html would be overwritten and is not an earlier report's"):
         make_report().save(tmp_path / "other")
+
+
+def test_a_report_and_its_scores_are_given_back_once_the_page_is_made():
+    """Without waiting for a collection, which a process with little else to do may never come to."""
+    from matplotlib import _fontconfig_pattern
+
+    _fontconfig_pattern.parse_fontconfig_pattern.cache_clear()  # as in a process that draws for the first time
+    gc.disable()
+    try:
+        report = make_report()
+        held = weakref.ref(report)
+        report.to_html()
+        del report
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("ending", [".md", ".html", ".json"])

@@ -287,9 +287,10 @@ def test_killed_again_and_again_changes_no_bit(whole: Any, vectors_path: Path, t
 
 def child(vectors: Path, output: Path) -> tuple[Any, Any]:
     """A process that trains with two workers, in a group of its own; and where it says each step, and why it ends."""
-    fork = multiprocessing.get_context("fork")
-    told, tell = fork.Pipe(duplex=False)
-    process = fork.Process(target=train_in_child, args=(vectors, output, tell))
+    # Not forked: where any earlier test has started threads of autograd, a forked child cannot train.
+    spawn = multiprocessing.get_context("spawn")
+    told, tell = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=train_in_child, args=(vectors, output, tell))
     process.start()
     tell.close()
     return process, told
@@ -297,6 +298,7 @@ def child(vectors: Path, output: Path) -> tuple[Any, Any]:
 
 def train_in_child(vectors: Path, output: Path, tell: Any) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of the workers, as in a process that a person starts
     original = Step.backward
 
     def backward(self: Step, parts: Any, step: int, num_images: float) -> Tensor:

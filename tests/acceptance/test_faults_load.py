@@ -87,34 +87,37 @@ def predictions(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(3600)
 def test_a_large_evaluation(predictions: Path) -> None:
-    """Twice in one process: the second takes no more than the first, and what it took is given back."""
+    """Three times in one process: after the first, which warms up, none takes more than the one before."""
     files = ("--scores", "scores.npy", "--targets", "targets.npy", "--words-file", "words.txt")
     arguments = ["evaluate", *files, "--partition", "partition.json", "--protocol", "nus_wide_gzsl"]
 
     def work() -> int:
-        return max(main([*arguments, "--output", f"report {number}"]) for number in range(2))
+        return max(main([*arguments, "--output", f"report {number}"]) for number in range(3))
 
     child = Child(work, predictions)
-    samples, status = watched(child, 0.5 if SOAK else 0.02)
+    samples, status = watched(child, 0.2 if SOAK else 0.02)
     assert status == 0, child.said.read_text()
-    reports = [json.loads((predictions / f"report {number}" / "report.json").read_text()) for number in range(2)]
-    assert reports[0]["protocols"] == reports[1]["protocols"]
+    reports = [json.loads((predictions / f"report {number}" / "report.json").read_text()) for number in range(3)]
+    assert reports[0]["protocols"] == reports[1]["protocols"] == reports[2]["protocols"]
     assert reports[0]["protocols"]["gzsl"]["num_images"] == NUM_SCORED
-    first, second = (max(private for _, _, private in half) for half in halves(samples))
+    first, second, third = (max(private for _, _, private in part) for part in thirds(samples))
     matrix = NUM_SCORED * (NUM_SEEN + NUM_UNSEEN) * 4 / 2**20
     figures = {
         "images": NUM_SCORED,
         "words": NUM_SEEN + NUM_UNSEEN,
-        "seconds of both": round(child.seconds),
+        "seconds of all three": round(child.seconds),
         "MiB of the scores": round(matrix),
         "MiB at most, with files": round(max(rss for _, rss, _ in samples)),
         "MiB at most in the first": round(first),
-        "MiB at most in the second": round(second),
+        "in the second": round(second),
+        "in the third": round(third),
     }
     keep("large evaluation", figures, samples=samples)
-    assert second < 1.05 * first + GROWTH, figures
+    assert third < second + GROWTH, figures
+    assert second < 1.2 * first + GROWTH, figures
 
 
-def halves(samples: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The two runs take about as long."""
-    return samples[: len(samples) // 2], samples[len(samples) // 2 :]
+def thirds(samples: list[Any]) -> list[list[Any]]:
+    """The three runs take about as long."""
+    third = len(samples) // 3
+    return [samples[:third], samples[third : 2 * third], samples[2 * third :]]

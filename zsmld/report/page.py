@@ -1,5 +1,6 @@
 """One self-contained HTML page of a report: nothing is loaded, everything is escaped."""
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -202,6 +203,8 @@ def _plots(report: "Report", main: str, labels: np.ndarray) -> tuple[str, str]:
             pictures.append(
                 (f"Precision over recall of the {title} words", plot_some_words(curves, f"The {title} words, with AP"))
             )
+    # What reads Matplotlib's fonts leaves circles of frames, which hold their callers' and all scores in these.
+    gc.collect()
     shown = "".join(f'<img class="plots" src="{url}" alt="{_text(title)}">' for title, url in pictures)
     if rows is None:
         return shown, f"All curves and histograms are of all {len(report.scores)} images."

@@ -127,7 +127,7 @@ def precision_recall(scores: np.ndarray, present: np.ndarray, points: int = 400)
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4, 3.5), dpi=110)
+    figure = Figure(figsize=(5.4, 3.5))
     axes = figure.add_axes((0.12, 0.14, 0.85, 0.76))  # a fixed place: a layout engine would draw everything twice
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
@@ -140,11 +140,8 @@ def _finish(figure: Any, axes: Any) -> str:
         legend = axes.legend(handles, names, fontsize=8, framealpha=0.85, edgecolor="none")
         for text in legend.get_texts():
             text.set_parse_math(False)  # a word may hold two dollars
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # the font lacks some scripts; the page's own tables do not
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
-        # Not savefig: it leaves a circle of references with the frames of its callers, and all scores that these hold.
-        FigureCanvasAgg(figure).print_png(buffer)
+        figure.savefig(buffer, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
