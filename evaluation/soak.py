@@ -105,7 +105,8 @@ def main() -> int:
         "machine": machine | {"load": os.getloadavg()},
     }
     REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    lines = ["# Soak", "", f"{report['tests_that_passed']} tests passed, {len(failed)} failed: {failed or 'none'}."]
+    lines = ["# Soak", "", "Written by `python evaluation/soak.py` (`make soak`).", ""]
+    lines += [f"{report['tests_that_passed']} tests passed, {len(failed)} failed: {failed or 'none'}."]
     lines += [f"On {machine['cores']} cores, shared with other work: seconds are no measure of speed here."]
     for section, explained in SECTIONS.items():
         pieces = {piece: figures for piece, figures in report["pieces"].items() if section_of(piece) == section}
@@ -124,7 +125,6 @@ def main() -> int:
                 path = REPORT.with_name(f"soak_{piece.replace(' ', '_').replace(',', '')}.png")
                 plot(piece, measured[piece]["samples"], path)
                 lines += [f"![{piece}]({path.name})", ""]
-    lines += ["Command: `make soak`"]
     REPORT.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     return 1 if failed else 0
