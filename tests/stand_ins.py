@@ -1,5 +1,6 @@
-"""What stands in for a network in several test files."""
+"""What stands in for a network, or for an enormous picture, in several test files."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,3 +26,14 @@ def counting_encoder(cache_dir: Path, name: str = "stand-in") -> tuple[TextEncod
     encoder, backend = TextEncoder(f"sentence-transformers:{name}", cache_dir=cache_dir), CountingBackend()
     encoder._backend = backend
     return encoder, backend
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG that says, rightly, that it has side × side pixels."""
+    rows = zlib.compress(b"\0" * (side // 8 + 1) * side, 9)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    header = side.to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")

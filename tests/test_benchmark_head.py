@@ -1,12 +1,12 @@
 """The benchmark of the head: its reference is the official design, and its committed report keeps what it claims."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scripts import load_script
 
 from zsmld import MLDecoder
 
@@ -15,11 +15,7 @@ EVALUATION = Path(__file__).resolve().parent.parent / "evaluation"
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_head", EVALUATION / "benchmark_head.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(EVALUATION / "benchmark_head.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The benchmark of training: its reference does the same work as ours, and the script writes what it says."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "evaluation" / "benchmark_training.py"
@@ -16,13 +16,7 @@ SCRIPT = ROOT / "evaluation" / "benchmark_training.py"
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_training", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_training"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark_training"]
+    return load_script(SCRIPT)
 
 
 @pytest.mark.parametrize("number", range(5), ids=["words", "more words", "classes", "groups", "whole model"])

@@ -2,11 +2,9 @@
 
 import argparse
 import ast
-import importlib.util
 import json
 import posixpath
 import re
-import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +25,7 @@ from documents import (
     readmes,
     tables_of,
 )
+from scripts import load_script
 
 from zsmld.cli.arguments import build_parser
 from zsmld.recipe import Recipe, recipe_names
@@ -37,12 +36,7 @@ BLOCKS = [block for path in (*readmes(), *guides()) for block in blocks_of(path)
 
 def hook(name: str) -> ModuleType:
     """A file of docs/hooks, or docs/images, as mkdocs loads it."""
-    spec = importlib.util.spec_from_file_location(f"docs_{Path(name).stem}", ROOT / "docs" / name)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / name, f"docs_{Path(name).stem}")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ They are run by tests/acceptance/test_notebooks.py.
 import ast
 import base64
 import importlib
-import importlib.util
 import io
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -26,11 +26,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 @pytest.fixture(scope="module")
 def rendering() -> Any:
-    spec = importlib.util.spec_from_file_location("render_notebooks", ROOT / "evaluation" / "render_notebooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "evaluation" / "render_notebooks.py")
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

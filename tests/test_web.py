@@ -10,7 +10,6 @@ import socket
 import sys
 import tempfile
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,13 +21,15 @@ from conftest import WORDS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from stand_ins import bomb
 
 from zsmld import Predictor, Vocabulary
 from zsmld.attention import explain
 from zsmld.cli import main
+from zsmld.display import data_url
 from zsmld.predictor import Prediction
 from zsmld.web import Board, Guard, Limits, Picture, Scorer, create_app
-from zsmld.web.page import data_uri, escaped, notes_html, results_html
+from zsmld.web.page import escaped, notes_html, results_html
 from zsmld.web.scoring import reaching
 
 
@@ -177,17 +178,6 @@ def test_reaching_compares_as_the_scores_are() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
-
-
-def bomb(side: int) -> bytes:
-    """A small PNG that says, rightly, that it has side × side pixels."""
-    rows = zlib.compress(b"\0" * (side // 8 + 1) * side, 9)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
-
-    header = side.to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_a_picture_is_kept_small_and_scored_whole(scorer: Scorer, images: list[Image.Image]) -> None:
@@ -343,7 +333,7 @@ def test_typed_words_are_in_view_and_a_large_vocabulary_is_folded() -> None:
 
 
 def test_overlays_are_whole_addresses() -> None:
-    assert data_uri(Image.new("RGB", (4, 4))).startswith("data:image/jpeg;base64,/9j/")
+    assert data_url(Image.new("RGB", (4, 4))).startswith("data:image/jpeg;base64,/9j/")
 
 
 # --------------------------------------------------------------------------------------------------------------- guard

@@ -1,6 +1,5 @@
 """The study of zero-shot quality: what its committed report claims, and the methods that it compares with."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scripts import load_script
 
 from zsmld import Vocabulary
 from zsmld.metrics import average_precision
@@ -22,11 +22,7 @@ EVALUATION = ROOT / "evaluation"
 def study() -> Any:
     sys.path.insert(0, str(EVALUATION))  # it shares code with other studies
     try:
-        spec = importlib.util.spec_from_file_location("zero_shot_study", EVALUATION / "zero_shot_study.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_script(EVALUATION / "zero_shot_study.py")
     finally:
         sys.path.remove(str(EVALUATION))
 

@@ -51,7 +51,12 @@ def data_url(picture: "Image.Image", quality: int = 82) -> str:
     """
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_url(buffer.getvalue())
+
+
+def jpeg_url(content: bytes) -> str:
+    """The bytes of a JPEG as an address that holds them."""
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
 def panel(title: str, *parts: str) -> str:

@@ -1,11 +1,11 @@
 """Each notebook runs from beginning to end, without network, warnings or much time, and shows what it promises."""
 
-import importlib.util
 import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -13,11 +13,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def rendering() -> Any:
-    spec = importlib.util.spec_from_file_location("render_notebooks", ROOT / "evaluation" / "render_notebooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "evaluation" / "render_notebooks.py")
 
 
 def seconds_of_children() -> float:

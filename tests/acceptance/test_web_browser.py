@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from urllib.request import urlopen
 
 import pytest
 from PIL import Image
+from stand_ins import bomb
 
 from zsmld import build_dataset
 
@@ -270,17 +270,6 @@ def test_folder(page: Page, tmp_path: Path) -> None:
     page.until(lambda: len(page.cards()) == 3)
     assert "Files of the folder that are no pictures were left out: 1." in page.notes()
     assert [element.text for element in page.all("#results .name")] == ["0.png", "1.png", "2.png"]
-
-
-def bomb(side: int) -> bytes:
-    """A PNG of a few kilobytes that says, rightly, that it has side × side pixels."""
-    rows = zlib.compress(b"\0" * (side // 8 + 1) * side, 9)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
-
-    header = side.to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_what_cannot_be_scored_ends_in_a_sentence_and_the_page_lives_on(page: Page, scene: Path) -> None:

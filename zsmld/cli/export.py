@@ -34,26 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export(options: argparse.Namespace) -> int:
     """Write a model for other programs."""
-    from zsmld import ZeroShotClassifier
-    from zsmld.cli.training_free import build_scorer, is_training_free
-    from zsmld.cli.verbs import lines_of
+    from zsmld.cli.training_free import open_model
+    from zsmld.cli.verbs import words_of
     from zsmld.export import export_model
 
     given = [name for name in ("words", "words_file", "frozen") if getattr(options, name)]
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"words must be given once, got {names}; leave one out")
-    words: list[str] | str | None = "stored" if options.frozen else None
-    if options.words is not None:
-        words = [word for word in options.words.split(",") if word.strip()]
-    if options.words_file is not None:
-        words = lines_of(options.words_file)
-    if is_training_free(options.model):
-        model = build_scorer(options.model, [], None)
-    else:
-        model = ZeroShotClassifier.from_pretrained(options.model)
+    words = "stored" if options.frozen else words_of(options.words, options.words_file)
     report = export_model(
-        model,
+        open_model(options.model),
         options.output,
         words=words,
         format=options.format,

@@ -8,12 +8,17 @@ from pathlib import Path
 def import_weights(options: argparse.Namespace) -> int:
     """Import a checkpoint into a model folder, or word vectors into an `.npz`."""
     output = Path(options.output)
-    if output.suffix == ".npz":
-        return _import_vectors(options)
-    if options.classes:
+    are_vectors = output.suffix == ".npz"
+    if are_vectors:
+        _refuse_options_of_checkpoints(options)
+    elif options.classes:
         raise ValueError("--classes is for an array of word vectors, and --output of these ends in .npz; use --words")
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"--output {output} must not exist yet, it does; name another or add --overwrite")
+    return _import_vectors(options) if are_vectors else _import_checkpoint(options, output)
+
+
+def _import_checkpoint(options: argparse.Namespace, output: Path) -> int:
     from zsmld.interop import import_weights as import_checkpoint
 
     named = ("image_encoder", "words", "word_vectors", "num_heads", "image_size", "mean", "std")
@@ -38,22 +43,22 @@ def _as_dict(text: str) -> dict[str, object]:
     return found
 
 
-def _import_vectors(options: argparse.Namespace) -> int:
-    from zsmld.interop import import_word_vectors
-
-    output = Path(options.output)
+def _refuse_options_of_checkpoints(options: argparse.Namespace) -> None:
     names = ("image_encoder", "word_vectors", "model_kwargs", "num_heads", "image_size", "mean", "std")
     given = [name for name in names if getattr(options, name) is not None]
     given += [name for name, default in (("weights", "auto"), ("ignore", [])) if getattr(options, name) != default]
     if given:
         raise ValueError(
-            f"--{given[0].replace('_', '-')} is for a checkpoint, and --output {output} asks for word vectors; "
+            f"--{given[0].replace('_', '-')} is for a checkpoint, and --output {options.output} asks for word vectors; "
             f"leave it out or name a folder"
         )
-    if output.exists() and not options.overwrite:
-        raise FileExistsError(f"--output {output} must not exist yet, it does; name another or add --overwrite")
-    report = import_word_vectors(options.file, output, words=options.words, classes=options.classes)
-    print(f"{report}\nsaved to {output}; it is the text encoder vectors:{output}")
+
+
+def _import_vectors(options: argparse.Namespace) -> int:
+    from zsmld.interop import import_word_vectors
+
+    report = import_word_vectors(options.file, options.output, words=options.words, classes=options.classes)
+    print(f"{report}\nsaved to {options.output}; it is the text encoder vectors:{options.output}")
     return 0
 
 

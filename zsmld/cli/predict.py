@@ -224,28 +224,20 @@ def _images(options: argparse.Namespace) -> str | list[str]:
 
 
 def _predictor(options: argparse.Namespace) -> "Predictor":
-    from zsmld import Predictor, ZeroShotClassifier
-    from zsmld.cli.training_free import build_scorer, is_training_free
-    from zsmld.cli.verbs import lines_of
+    from zsmld import Predictor
+    from zsmld.cli.training_free import open_model
+    from zsmld.cli.verbs import words_of
     from zsmld.export import is_exported, load_exported
     from zsmld.vocabulary import read_descriptions
 
-    if options.words is not None and options.words_file is not None:
-        raise ValueError("words must be given once, got --words and --words-file; leave one out")
-    words = None  # those of the model
-    if options.words is not None:
-        words = [word for word in options.words.split(",") if word.strip()]
-    if options.words_file is not None:
-        words = lines_of(options.words_file)
+    words = words_of(options.words, options.words_file)
     descriptions = None if options.descriptions is None else read_descriptions(options.descriptions)
     synonyms = None if options.synonyms is None else _mapping(options.synonyms, "--synonyms", list)
     templates = _templates(options.templates)
-    if is_training_free(options.model):
-        model = build_scorer(options.model, options.overrides, templates)
-    elif is_exported(options.model):
+    if is_exported(options.model):
         model = load_exported(options.model, options.device, options.trust_program)
     else:
-        model = ZeroShotClassifier.from_pretrained(options.model)
+        model = open_model(options.model, options.overrides, templates)
     return Predictor(
         model,
         words,

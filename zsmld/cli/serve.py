@@ -32,13 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def serve(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     from zsmld import ZeroShotClassifier
-    from zsmld.cli.training_free import build_scorer, is_training_free
+    from zsmld.cli.training_free import is_training_free, open_model
+    from zsmld.cli.verbs import words_of
     from zsmld.resources import resource_path
     from zsmld.web import Limits
     from zsmld.web import serve as serve_page
 
     limits = Limits(options.max_upload_mb, options.max_pixels)
-    words = None if options.words is None else [word for word in options.words.split(",") if word.strip()]
+    words = words_of(options.words)
     page: dict[str, Any] = {}
     if options.model is None:
         model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
@@ -49,10 +50,10 @@ def serve(options: argparse.Namespace) -> int:
                 f"words must be given with --words, {options.model} knows none of its own; write for instance "
                 f"--words dog,beach"
             )
-        model = build_scorer(options.model, options.overrides)
+        model = open_model(options.model, options.overrides)
         page = {"about": f"{options.model}, without training, scores your pictures against any words."}
     else:
-        model = ZeroShotClassifier.from_pretrained(options.model)
+        model = open_model(options.model)
         page = {"about": f"{options.model} scores your pictures against any words."}
 
     def started(address: str) -> None:

@@ -30,6 +30,23 @@ def is_training_free(model: str | None) -> bool:
     return model is not None and model.startswith(("clip:", "conse:"))
 
 
+def open_model(
+    model: str, overrides: Sequence[str] = (), templates: Sequence[str] | str | None = None
+) -> "ZeroShotClassifier":
+    """What `--model` names: a scorer that is made here, or a trained model.
+
+    Args:
+        model: clip:ARCH/PRETRAINED, conse:timm:NAME, a folder, or a Hub id.
+        overrides: settings of a scorer.
+        templates: of a scorer's prompts.
+    """
+    from zsmld import ZeroShotClassifier
+
+    if is_training_free(model):
+        return build_scorer(model, overrides, templates)
+    return ZeroShotClassifier.from_pretrained(model)
+
+
 def is_scorer_override(text: str) -> bool:
     """Whether a text on the command line is a setting of a scorer, such as scorer.top_positions=3."""
     key = text.partition("=")[0]

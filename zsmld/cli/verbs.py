@@ -180,6 +180,19 @@ def lines_of(path: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def words_of(words: str | None, words_file: str | None = None) -> list[str] | None:
+    """The words of `--words`, or of `--words-file`; None for those of the model.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if words is not None and words_file is not None:
+        raise ValueError("words must be given once, got --words and --words-file; leave one out")
+    if words is not None:
+        return [word for word in words.split(",") if word.strip()]
+    return None if words_file is None else lines_of(words_file)
+
+
 def calibrate(options: argparse.Namespace) -> int:
     """Choose a calibration and store it with the model."""
     from zsmld import ZeroShotClassifier

@@ -25,7 +25,7 @@ from torch import Tensor
 from zsmld.calibration import Calibration
 from zsmld.export.folder import ExportSettings, is_exported, is_part, metadata, write_files
 from zsmld.export.formats import FILES, Format, capture, has_compiler, write_program
-from zsmld.export.graph import ExportGraph
+from zsmld.export.graph import ExportGraph, word_inputs
 from zsmld.export.loading import load_exported
 from zsmld.export.programs import Program, needed
 from zsmld.export.quantization import calibration_batches, quantize
@@ -159,7 +159,7 @@ def _export(
     graph = ExportGraph(model, frozen, settings.precision == "fp16", settings.include_preprocessing)
     device = next(model.parameters()).device
     example = pixels[:2] if settings.include_preprocessing else pixels[:2].float() / 255
-    inputs = (example, *_as_inputs(None if sample is None else sample[:3]))
+    inputs = (example, *word_inputs(None if sample is None else sample[:3]))
     program = capture(graph, tuple(tensor.to(device) for tensor in inputs))
     path, wanted = folder / FILES[settings.format], settings.format
     first = folder / "fp32.onnx" if settings.precision == "int8" else path
@@ -260,13 +260,6 @@ def _sample_words(model: ZeroShotClassifier) -> Tensor:
     return torch.cat([known, (known[pairs[0]] + known[pairs[1]]) / 2])
 
 
-def _as_inputs(words: Tensor | None) -> tuple[Tensor, ...]:
-    if words is None:
-        return ()
-    words = words.clone()
-    return (words, (words != 0).any(2)) if words.ndim == 3 else (words,)
-
-
 def _feed(graph: ExportGraph, model: ZeroShotClassifier, images: Tensor, words: Tensor | None) -> dict[str, np.ndarray]:
     """Inputs of the file for some transformed images."""
     if not isinstance(graph.pixels, torch.nn.Identity):
@@ -276,7 +269,7 @@ def _feed(graph: ExportGraph, model: ZeroShotClassifier, images: Tensor, words: 
         )
         images = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     names = ("images", "word_embeddings", "mask")
-    return {name: tensor.numpy() for name, tensor in zip(names, (images, *_as_inputs(words)), strict=False)}
+    return {name: tensor.numpy() for name, tensor in zip(names, (images, *word_inputs(words)), strict=False)}
 
 
 def _opset_of(path: Path) -> int:

@@ -112,6 +112,19 @@ class ExportGraph(nn.Module):
         return logits, self.scoring(logits)
 
 
+def word_inputs(words: Tensor | None) -> tuple[Tensor, ...]:
+    """The inputs of an exported model that are words: none, (N,T), or (N,K,T) and the mask (N,K) of what is there.
+
+    Example:
+        >>> [tuple(part.shape) for part in word_inputs(torch.ones(5, 2, 384))]
+        [(5, 2, 384), (5, 2)]
+    """
+    if words is None:
+        return ()
+    words = words.clone()  # a part of a tensor is exported with the strides of the whole
+    return (words, (words != 0).any(2)) if words.ndim == 3 else (words,)
+
+
 class ScoresOfLogits(nn.Module):
     """Logits (B,P) -> scores (B,N), as a `zsmld.Predictor` makes them: calibrated, the best synonym of each word.
 

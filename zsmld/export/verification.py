@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsmld.export.graph import ExportGraph, PixelNormalization
+from zsmld.export.graph import ExportGraph, PixelNormalization, word_inputs
 from zsmld.export.programs import Program
 from zsmld.export.vocabulary import FrozenWords
 from zsmld.model import ZeroShotClassifier
@@ -123,9 +123,7 @@ def verify(
             for num_words in NUM_WORDS if frozen is None else (len(frozen.words),):
                 part = (None if frozen is None else frozen.embeddings) if words is None else words[:num_words]
                 part = None if part is None else part.to(device)
-                inputs: tuple[Tensor, ...] = () if part is None or frozen is not None else (part,)
-                if inputs and part is not None and part.ndim == 3:
-                    inputs += ((part != 0).any(2),)
+                inputs = () if frozen is not None else word_inputs(part)
                 logits = model.decoder(spatial[:num_images], part)  # (B,N|P)
                 expected = logits, graph.scoring(logits)
                 found = program(taken[:num_images], *inputs, num_words=num_words)

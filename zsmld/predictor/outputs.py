@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from zsmld.predictor.parts import PartsFolder, in_chunks, missing
+from zsmld.predictor.parts import THEN, PartsFolder, in_chunks, missing
 from zsmld.predictor.pictures import ContactSheet
 from zsmld.predictor.records import (
     RECORD_SUFFIXES,
@@ -19,8 +19,6 @@ from zsmld.predictor.records import (
     write_scores,
 )
 from zsmld.writing import to_the_end, written_whole
-
-_THEN = "repeat the command, what is scored is kept"
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def write_outputs(folders: Sequence[PartsFolder], outputs: Outputs, noted_in: Pa
             write_scores(path, scores.suffix, in_chunks(parts, rows), len(first), words)
     if outputs.contact_sheet is not None:
         note = None if noted_in is None else noted_in.note_output
-        with to_the_end(outputs.contact_sheet, _THEN), ContactSheet(outputs.contact_sheet, on_page=note) as sheet:
+        with to_the_end(outputs.contact_sheet, THEN), ContactSheet(outputs.contact_sheet, on_page=note) as sheet:
             for row, prediction in enumerate(p for chunk in in_chunks(parts, rows) for p in predictions_from(chunk)):
                 sheet.add(prediction, first.image(row).source())
     num_unreadable = 0
@@ -143,7 +141,7 @@ def write_outputs(folders: Sequence[PartsFolder], outputs: Outputs, noted_in: Pa
 def _output(path: Path, noted_in: PartsFolder | None) -> Iterator[Path]:
     """One of the files, whole, and noted before it has its name: a process may die at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with to_the_end(path, _THEN), written_whole(path) as temporary:
+    with to_the_end(path, THEN), written_whole(path) as temporary:
         yield temporary
         if noted_in is not None:
             noted_in.note_output(temporary, path)

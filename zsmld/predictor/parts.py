@@ -25,7 +25,7 @@ except ImportError:  # not on Windows: there nothing keeps two runs apart but th
 _FORMAT = 2
 _MANIFEST, _IMAGES, _SHARDS, _OUTPUTS = "manifest.json", "images.arrow", "shards.json", "outputs.json"
 _LOCK = "run.lock"
-_THEN = "repeat the command, what is scored is kept"
+THEN = "repeat the command, what is scored is kept"  # where a disk was full
 _IMAGE = pa.schema([("path", pa.string()), ("file", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())])
 _PART = re.compile(r"(\d{10,})-(\d{10,})\.arrow")
 
@@ -277,7 +277,7 @@ class PartsFolder:
         path = self.folder / f"{start:010d}-{start + len(records):010d}.arrow"
         name = f".{uuid.uuid4().hex}.partial"
         with (
-            to_the_end(path, _THEN),
+            to_the_end(path, THEN),
             written_whole(path, name) as temporary,
             pa.ipc.new_file(str(temporary), records.schema) as writer,
         ):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zsmld.processes import from_all
+from zsmld.writing import written_whole
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = 1
@@ -109,19 +109,11 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         OSError: if it cannot be written; the file that was there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # one name: what a killed run leaves is overwritten by the next
-    try:
-        with temporary.open("wb") as file:
-            try:
-                torch.save({"format": _FORMAT, **state}, file)
-            except RuntimeError as error:  # torch's writer hides what the disk said behind an error of its own
-                raise OSError(str(error.__context__ or error)) from error
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({"format": _FORMAT, **state}, file)
+        except RuntimeError as error:  # torch's writer hides what the disk said behind an error of its own
+            raise OSError(str(error.__context__ or error)) from error
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from zsmld.display import data_url
 from zsmld.web import page
 from zsmld.web.scoring import Board, Picture, Scorer
 
@@ -113,7 +114,7 @@ def build_page(
                 overlay = scorer.attention(now, position, label)
             except _REFUSALS as error:
                 return {found: None, notes: page.notes_html([str(error)])}
-            return {found: {"picture": position, "label": label, "uri": page.data_uri(overlay)}}
+            return {found: {"picture": position, "label": label, "uri": data_url(overlay, quality=85)}}
 
         def written(now: Board, threshold: float) -> dict[Any, Any]:
             try:

@@ -1,13 +1,11 @@
 """The visible results as HTML, and the style and script that go with them. Whatever a visitor wrote is escaped."""
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
+from zsmld.display import escaped as escaped_html
+from zsmld.display import jpeg_url
 from zsmld.predictor import Prediction
 from zsmld.vocabulary import Vocabulary
 from zsmld.web.scoring import Board, Picture
@@ -44,13 +42,6 @@ def notes_html(sentences: Sequence[str]) -> str:
     return "".join(f'<p role="alert">{escaped(sentence)}</p>' for sentence in sentences)
 
 
-def data_uri(image: Image.Image) -> str:
-    """A picture as an address that holds it."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return _uri(file.getvalue())
-
-
 def escaped(text: str) -> str:
     """For HTML, in text and in attributes; braces too, which gradio's page would read as a template.
 
@@ -58,8 +49,7 @@ def escaped(text: str) -> str:
         >>> escaped("<b>${x}")
         '&lt;b&gt;&#36;&#123;x&#125;'
     """
-    text = html.escape(text)
-    return text.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
+    return escaped_html(text).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
 
 
 def _card(
@@ -91,7 +81,7 @@ def _card(
         )
     name = escaped(picture.name)
     return (
-        f'<article data-picture="{position}"><figure><img src="{_uri(picture.shown)}" alt="{name}">'
+        f'<article data-picture="{position}"><figure><img src="{jpeg_url(picture.shown)}" alt="{name}">'
         f'<figcaption><bdi class="name">{name}</bdi><span class="shown" hidden></span>'
         f'<button type="button" class="back" hidden>show the picture</button></figcaption></figure>'
         f"<div><ol>{''.join(rows[rank] for rank in best)}</ol>{rest}</div></article>"
@@ -107,10 +97,6 @@ def _row(position: int, label: int, word: str, score: float, threshold: float, i
         f'{title} aria-pressed="false"><span class="bar" style="width:{100 * min(max(score, 0), 1):.1f}%"></span>'
         f"{mark}<bdi>{escaped(word)}</bdi><b>{score:.2f}</b></button></li>"
     )
-
-
-def _uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 # ------------------------------------------------------------------------------------------------------------- script
