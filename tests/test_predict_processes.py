@@ -86,7 +86,8 @@ def test_a_refusal_is_said_once(photos: Path, make_model: Callable[..., Any], mo
     monkeypatch.chdir(photos)
     make_model().save_pretrained("model")
     Path("tags.csv").write_text("mine")
-    assert in_two_processes("--model", "model", "--output", "tags.csv") == [2, 2]
+    statuses = in_two_processes("--model", "model", "--output", "tags.csv")
+    assert statuses == [2, 2], Path("stderr0").read_text() + Path("stderr1").read_text()
     assert Path("stderr0").read_text().count("tags.csv must not exist yet, it does") == 1
     assert "zsmld predict" not in Path("stderr1").read_text()
     assert Path("tags.csv").read_text() == "mine" and not Path("tags.csv.parts").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from zsmld.cli import main
 from zsmld.processes import from_all, rank_and_world, take_from_main, tensors_from_all, total
 
 _CPU = torch.device("cpu")
@@ -66,6 +67,17 @@ def test_two_processes_tell_each_other_the_same(tmp_path: Path) -> None:
             "main": _OF_MAIN,
             "strides_stay": True,
         }
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch knows no processes")
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["recipes"], 0), (["predict", "gone.jpg", "--model", "gone", "--words", "dog"], 2)]
+)
+def test_the_command_line_takes_leave_of_the_others(arguments: list[str], status: int, tmp_path: Path) -> None:
+    """A process that is torn down with its connections open may abort when the others close them."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    assert main(arguments) == status
+    assert not torch.distributed.is_initialized()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from zsmld.cli.arguments import build_parser, parsers_of
 from zsmld.cli.teaching import advice_after, unknown_verb, welcome
@@ -37,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.verb is None:
         print(welcome(), end="")
         return 0
+    finished = False
     try:
         with warnings.catch_warnings():  # a sentence, without the line of code that said it
             warnings.showwarning = lambda message, *_, **__: print(f"zsmld {options.verb}: {message}", file=sys.stderr)
             status: int = options.run(options)
+        finished = True
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0
@@ -52,4 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"zsmld {options.verb}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        _leave_processes(finished)
     return status
+
+
+def _leave_processes(finished: bool) -> None:
+    """Take leave of the other processes that `torchrun` started, while Python still runs.
+
+    One whose connections to the others close while it is being torn down may abort, with a status that is not its own.
+    """
+    dist: Any = sys.modules.get("torch.distributed")  # whoever met others has loaded it
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return
+    if finished or dist.get_backend() == "gloo":  # NCCL would wait for those that still work
+        dist.destroy_process_group()
