@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test acceptance docs notebooks soak check clean
+.PHONY: demo test acceptance docs notebooks reports soak check clean
 
 demo: .venv/installed  ## set up, then evaluate the bundled model and write runs/demo/report.html
 	$(BIN)/zsmld demo
@@ -20,6 +20,9 @@ docs: .venv/installed  ## build the documentation into site/, with no network; w
 
 notebooks: .venv/installed  ## run the notebooks and write what they show to docs/notebooks
 	$(BIN)/python evaluation/render_notebooks.py
+
+reports: .venv/installed  ## measure every report anew (about half a day) and put its tables into README and docs
+	$(BIN)/python evaluation/make_reports.py
 
 soak: .venv/installed  ## the fault tests in full (an hour or more), and their report; goes on where it was stopped
 	$(BIN)/python evaluation/soak.py

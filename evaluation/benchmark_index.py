@@ -119,7 +119,13 @@ def main() -> None:
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
     }
-    report = {"rows": rows, "file_mebibytes": size / 2**20, "repeats": options.repeats, "machine": machine}
+    report = {
+        "command": "python evaluation/benchmark_index.py",
+        "rows": rows,
+        "file_mebibytes": size / 2**20,
+        "repeats": options.repeats,
+        "machine": machine,
+    }
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     lines = [
         "# Opening a prepared index of NUS-WIDE's size",

@@ -99,6 +99,7 @@ def main() -> int:
     measured = {path.stem: json.loads(path.read_text()) for path in sorted(options.kept.glob("*.json"))}
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     report = {
+        "command": "python evaluation/soak.py",
         "pieces": {piece: content["figures"] for piece, content in measured.items()},
         "tests_that_passed": len(list(options.kept.glob("*.passed"))),
         "tests_that_failed": failed,

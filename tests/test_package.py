@@ -85,41 +85,6 @@ def test_readme_links_exist() -> None:
             assert ((ROOT / name).parent / link).exists(), f"{name} links to {link}"
 
 
-def test_readme_figures_are_those_of_the_reports() -> None:
-    """Every table row of the committed Markdown reports that README shows is shown as it stands there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = 0
-    for name in ("scenes_zsl",):
-        report = (ROOT / "evaluation" / "reports" / f"{name}.md").read_text(encoding="utf-8")
-        table = [line for line in report.splitlines() if line.startswith("|")]
-        assert len(table) >= 4
-        for line in table:
-            assert line in readme, f"README must show this row of {name}.md: {line}"
-            shown += 1
-    report = (ROOT / "evaluation" / "reports" / "zero_shot_study.md").read_text(encoding="utf-8")
-    for part in report.split("\n## ")[1:]:
-        if "Methods" in part.splitlines()[0]:  # the ablation stands in the report alone
-            table = [line for line in part.splitlines() if line.startswith("|")]
-            assert len(table) >= 12
-            for line in table:
-                assert line in readme, f"README must show this row of zero_shot_study.md: {line}"
-                shown += 1
-    report = (ROOT / "evaluation" / "reports" / "benchmark_head.md").read_text(encoding="utf-8")
-    table = [line for line in report.split("## Speed")[1].split("## ")[0].splitlines() if line.startswith("| ")]
-    assert len(table) >= 6
-    for line in table:
-        assert line in readme, f"README must show this row of benchmark_head.md: {line}"
-    for name in ("scenes", "photos"):  # the finals; what was screened stands in the report alone
-        report = (ROOT / "evaluation" / "reports" / f"query_augmentation_{name}.md").read_text(encoding="utf-8")
-        for part in report.split("## Output")[1:]:
-            table = [line for line in part.split("Screening:")[0].splitlines() if line.startswith("|")]
-            assert len(table) >= 4
-            for line in table:
-                assert line in readme, f"README must show this row of query_augmentation_{name}.md: {line}"
-                shown += 1
-    assert shown >= 50
-
-
 @pytest.mark.parametrize(
     ("guide", "printed"),
     [
