@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zsmld.datasets.loader import Batch, load_batches
+from zsmld.datasets.loader import Batch, WorkerDied, load_batches
 from zsmld.images import ImageAugmentation, ImageTransform
 
 
@@ -210,7 +210,7 @@ class Faulty(Rows):
     ("kill", "error", "message"),
     [
         (False, KeyError, "a bug of the dataset"),
-        (True, RuntimeError, r"DataLoader worker \(pid.*\) (is killed by signal|exited)"),
+        (True, WorkerDied, r"num_workers=2 processes must live .*, one died.*DataLoader worker \(pid.*fewer workers"),
     ],
 )
 def test_a_worker_that_fails_is_an_error_and_no_wait(kill: bool, error: type[Exception], message: str) -> None:

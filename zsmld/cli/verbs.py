@@ -8,6 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zsmld.writing import to_the_end, written_whole
+
 if TYPE_CHECKING:
     from zsmld.report import Report
 
@@ -39,7 +41,8 @@ def train(options: argparse.Namespace) -> int:
     protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
     if main:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        with to_the_end(output / "recipe.yaml"), written_whole(output / "recipe.yaml") as path:
+            path.write_text(recipe.to_yaml(), encoding="utf-8")
     say(f"train   {trainer.dataset!r}")
     say(f"select  {trainer.selection_text()}")
     say(f"model   {trainer.model!r}")
@@ -253,10 +256,10 @@ def compare(options: argparse.Namespace) -> int:
     print(comparison.to_text(num_words=options.words))
     if options.output:
         content = json.dumps(comparison.to_dict(), indent=1) + "\n"
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(
-            content if suffix == ".json" else comparison.to_markdown(options.words), encoding="utf-8"
-        )
+        output = Path(options.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with to_the_end(output), written_whole(output) as path:
+            path.write_text(content if suffix == ".json" else comparison.to_markdown(options.words), encoding="utf-8")
         print(f"\ncomparison: {options.output}")
     return 0
 

@@ -19,6 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from zsmld.images import ImageAugmentation, ImageTransform
 
 
+class WorkerDied(OSError):
+    """A process that decoded images was killed, or crashed; the message says what to do."""
+
+
 @dataclass
 class Batch:
     """Some rows of a dataset, ready for the network.
@@ -53,7 +57,7 @@ def load_batches(
     """Iterate over rows of a dataset in the order given.
 
     An image is augmented by its seed alone, so a row gives the same bits with any number of workers, and in whichever
-    process it is visited. A worker that raises or dies ends the iteration with an error.
+    process it is visited. A worker that raises ends the iteration with its error.
 
     Args:
         dataset: see `zsmld.datasets`.
@@ -70,6 +74,7 @@ def load_batches(
     Raises:
         ValueError: if batch_size or num_workers make no sense, or images are to be augmented without a seed for each,
             without an `ImageTransform`, or where the dataset has tensors: spatial embeddings, or transformed images.
+        WorkerDied: if a worker dies.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
@@ -113,6 +118,11 @@ def load_batches(
             # The message has the worker's own traceback. Torch's, of this process, keeps the workers in a cycle of
             # references, from where each of them takes five seconds to end.
             error.__traceback__ = None
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            raise WorkerDied(
+                f"num_workers={num_workers} processes must live to decode images, one died, of its memory or a fault "
+                f"in the decoder: {error}; try again, with fewer workers where memory is short"
+            ) from None
         raise
     finally:
         if not sys.is_finalizing():

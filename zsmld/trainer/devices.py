@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zsmld.datasets.loader import WorkerDied
 from zsmld.text import resolve_device
 
 if TYPE_CHECKING:
@@ -74,20 +75,16 @@ def beside_workers(num_workers: int, last_good: Callable[[], str]) -> Iterator[N
         last_good: where the last good state is.
 
     Raises:
-        OSError: in the place of torch's own error, if one of them dies.
+        WorkerDied: with the last good state in its message.
     """
     num_threads = torch.get_num_threads()
     if num_workers:
         torch.set_num_threads(max(1, num_threads - num_workers))
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise OSError(
-            f"num_workers={num_workers} processes must live to decode images, one died, of its memory or a fault in "
-            f"the decoder: {error}. Last good state: {last_good()}; go on with --resume (in Python fit(resume=True)), "
-            f"with fewer workers where memory is short"
-        ) from error
+    except WorkerDied as died:
+        raise WorkerDied(
+            f"{died}. Last good state: {last_good()}; go on with --resume (in Python fit(resume=True))"
+        ) from None
     finally:
         torch.set_num_threads(num_threads)
