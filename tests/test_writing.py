@@ -62,3 +62,20 @@ def test_only_a_full_disk_is_told_with_its_remedy() -> None:
         assert caught.value.errno == number
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"), to_the_end("a.txt"):
         raise FileNotFoundError(errno.ENOENT, "not there", "gone.jpg")
+
+
+def test_a_full_disk_behind_the_error_of_a_library_is_found() -> None:
+    def wrapped(number: int) -> None:
+        try:
+            try:
+                raise OSError(number, os.strerror(number))
+            except OSError:
+                raise RuntimeError("writer failed")  # noqa: B904 (torch's writer gives no cause either)
+        except RuntimeError as error:
+            raise ValueError("another format") from error
+
+    with pytest.raises(OSError, match="a.txt must be written to the end") as caught, to_the_end("a.txt"):
+        wrapped(errno.ENOSPC)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(ValueError, match="another format"), to_the_end("a.txt"):
+        wrapped(errno.EACCES)

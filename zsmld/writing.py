@@ -63,11 +63,14 @@ def to_the_end(path: str | Path, then: str = "repeat the command") -> Iterator[N
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:
+        full: BaseException | None = error
+        while full is not None and not (isinstance(full, OSError) and full.errno in _FULL):
+            full = full.__cause__ or full.__context__  # writers of libraries hide what the disk said behind their own
+        if full is None:
             raise
         raise OSError(
-            error.errno, f"{path} must be written to the end, got {error.strerror or error}; make room and {then}"
+            full.errno, f"{path} must be written to the end, got {full.strerror or full}; make room and {then}"
         ) from error
 
 

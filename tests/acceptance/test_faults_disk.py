@@ -15,6 +15,7 @@ from faults import SOAK, Child, Work, command, files_of, keep, run, small_disk
 
 from zsmld import ImageEncoder, Predictor, ZeroShotClassifier
 from zsmld.datasets import Index, build_dataset
+from zsmld.export import load_exported
 from zsmld.features import FeatureCache
 from zsmld.predictor import collection
 from zsmld.report import read_scores
@@ -235,3 +236,19 @@ def test_save_pretrained(make_model: Callable[..., Any], tmp_path: Path) -> None
     fill_and_go_on(
         "save_pretrained", lambda: save(model), tmp_path / "disk", check_full, check_done, lambda: save(older)
     )
+
+
+def test_export(model_folder: Path, tmp_path: Path) -> None:
+    """Over an earlier export, which stays whole."""
+    export = ("export", str(model_folder), "--output", "out", "--device", "cpu")
+    work = command(*export, "--frozen", "--overwrite")
+
+    def check_full(said: str) -> None:
+        one_sentence("export", said, "out must be written to the end", "make room and repeat the command")
+        load_exported(tmp_path / "disk" / "out", "cpu")
+
+    def check_done() -> None:
+        assert files_of(tmp_path / "disk").keys() == files_of(tmp_path / "roomy").keys()
+        assert load_exported(tmp_path / "disk" / "out", "cpu").vocabulary is not None
+
+    fill_and_go_on("export", work, tmp_path / "disk", check_full, check_done, command(*export))

@@ -34,6 +34,7 @@ from zsmld.export.verification import NUM_WORDS, ExportReport, verify
 from zsmld.export.vocabulary import freeze_words
 from zsmld.model import ZeroShotClassifier
 from zsmld.text import TextEncoder, resolve_device
+from zsmld.writing import to_the_end
 
 __all__ = ["ExportReport", "export_model", "is_exported", "load_exported"]
 
@@ -89,6 +90,7 @@ def export_model(
     Raises:
         FileExistsError: if the folder is not empty, or holds something else than an export.
         ImportError: if a package for ONNX is missing.
+        OSError: if the disk is full; what was in the folder stays.
         ValueError: if options contradict each other, the model cannot be exported so, or the file gives other logits.
 
     Example:
@@ -116,7 +118,10 @@ def export_model(
     private = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     old = private.with_name(f"{private.name}.old")
     try:
-        report = _export(model, private, words, settings, calibrated, calibration_images, opset, verify, text_encoder)
+        with to_the_end(folder):
+            report = _export(
+                model, private, words, settings, calibrated, calibration_images, opset, verify, text_encoder
+            )
         private.chmod(0o755)
         if place.exists():
             _check_folder(place, overwrite)  # again: an export takes minutes
