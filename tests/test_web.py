@@ -1,16 +1,10 @@
-"""The page of `zsmld serve` without a browser; tests/acceptance/test_web_browser.py has it in one."""
+"""What the page of `zsmld serve` shows, without a browser; tests/acceptance/test_web_browser.py has it in one, and
+test_web_server.py what stands around it."""
 
-import asyncio
 import csv
 import io
-import json
-import os
-import re
-import socket
-import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,7 +22,7 @@ from zsmld.attention import explain
 from zsmld.cli import main
 from zsmld.display import data_url
 from zsmld.predictor import Prediction
-from zsmld.web import Board, Guard, Limits, Picture, Scorer, create_app
+from zsmld.web import Board, Limits, Picture, Scorer
 from zsmld.web.page import escaped, notes_html, results_html
 from zsmld.web.scoring import reaching
 
@@ -101,7 +95,7 @@ def test_visitors_at_once_get_what_they_get_alone(scorer: Scorer, board: Board) 
         for _ in range(4):
             scored = scorer.score(board, (word,), with_own=True)
             found[word].append((scored.vocabulary, scored.predictions))
-            scorer.attention(scored, 0, 6)
+            scorer.attention(scored, scored.pictures[0].key, word)
 
     threads = [threading.Thread(target=visit, args=[word]) for word in wanted]
     for thread in threads:
@@ -115,15 +109,32 @@ def test_visitors_at_once_get_what_they_get_alone(scorer: Scorer, board: Board) 
 
 def test_attention_is_that_of_explain(scorer: Scorer, board: Board) -> None:
     scored = scorer.score(board, ("zebra",), with_own=True)
-    for label, word in ((0, "dog"), (6, "zebra")):
+    for word in ("dog", "zebra"):
         shown = Image.open(io.BytesIO(board.pictures[1].shown))
         wanted = explain(scorer.predictor.model, shown, [word]).overlay(word)
-        assert np.array_equal(scorer.attention(scored, 1, label), wanted)
-    for position, label in ((3, 0), (-1, 0), (0, 7), (0, -1)):
-        with pytest.raises(ValueError, match="must"):
-            scorer.attention(scored, position, label)
+        assert np.array_equal(scorer.attention(scored, board.pictures[1].key, word), wanted)
+    key = board.pictures[0].key
+    for other in ("", "0", key[1:]):
+        with pytest.raises(ValueError, match="the picture must still be on the page, it is gone; drop it again"):
+            scorer.attention(scored, other, "dog")
     with pytest.raises(ValueError, match="the picture must still be on the page, it is gone; drop it again"):
-        scorer.attention(board, 0, 0)
+        scorer.attention(board, key, "dog")
+
+
+def test_a_late_click_means_what_was_clicked(scorer: Scorer, images: list[Image.Image]) -> None:
+    """Words or pictures changed while the click was on its way: the same place on the page is another's now."""
+    content = png(images[0])
+    before = scorer.score(scorer.add(Board(), [scorer.read("a.png", content)]), ("zebra", "lamp"), with_own=False)
+    wanted = scorer.attention(before, before.pictures[0].key, "lamp")
+    after = scorer.score(before, ("lamp", "tree"), with_own=False)
+    assert np.array_equal(scorer.attention(after, before.pictures[0].key, "lamp"), wanted)
+    with pytest.raises(ValueError, match="the word must be one of those that were scored, it is not; score the words"):
+        scorer.attention(after, before.pictures[0].key, "zebra")
+    again = scorer.score(scorer.add(Board(), [scorer.read("a.png", content)]), ("lamp",), with_own=False)
+    with pytest.raises(ValueError, match="the picture must still be on the page"):
+        scorer.attention(again, before.pictures[0].key, "lamp")
+    twice = scorer.add(Board(), [scorer.read("a.png", content), scorer.read("a.png", content)])
+    assert len({picture.key for picture in twice.pictures}) == 2
 
 
 def test_class_mode_has_fixed_words(make_model: Callable[..., Any], images: list[Image.Image]) -> None:
@@ -132,7 +143,7 @@ def test_class_mode_has_fixed_words(make_model: Callable[..., Any], images: list
     assert not scorer.takes_words and not scorer.knows_words
     board = scorer.score(scorer.add(Board(), [scorer.read("a.png", png(images[0]))]), ("zebra",), with_own=False)
     assert board.vocabulary is not None and board.vocabulary.words == WORDS[:5] and board.typed == ()
-    assert scorer.attention(board, 0, 4).size == images[0].size
+    assert scorer.attention(board, board.pictures[0].key, WORDS[4]).size == images[0].size
     assert "in training" not in results_html(board, 0.5, scorer.knows_words)
 
 
@@ -220,8 +231,8 @@ def test_unreadable_pictures_have_their_place(scorer: Scorer, board: Board) -> N
     row = list(csv.DictReader(io.StringIO(scorer.records(scored, 0))))[3]
     assert (row["path"], row["words"], row["error"]) == ("broken.png", "", broken.error)
     assert broken.error is not None and broken.error in results_html(scored, 0.5, True)
-    with pytest.raises(ValueError, match="the word must be one of those that were scored"):
-        scorer.attention(scored, 3, 0)
+    with pytest.raises(ValueError, match="the picture must still be on the page"):
+        scorer.attention(scored, scored.pictures[3].key, WORDS[0])
     alone = scorer.score(scorer.add(Board(), [broken]), (), with_own=True)
     assert [p.error for p in alone.predictions] == [broken.error]
 
@@ -246,11 +257,47 @@ def test_uploads_are_read_and_removed(scorer: Scorer, images: list[Image.Image],
     assert said == []
 
 
+def test_uploads_are_removed_whatever_happens(
+    scorer: Scorer, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tmp_path / "good.png"
+
+    def send() -> list[Path]:
+        images[0].save(good)
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        return [tmp_path / "folder.png", good]  # an event may name the folder of uploads itself
+
+    board, _ = scorer.take(Board(), send())
+    assert [picture.error is None for picture in board.pictures] == [False, True] and not good.exists()
+
+    class Failed(Exception):
+        pass
+
+    def fail(*arguments: Any) -> Any:
+        raise Failed
+
+    for name, is_folder in (("add", False), ("add", True), ("read", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(scorer, name, fail)
+            with pytest.raises(Failed):
+                scorer.take(Board(), send(), is_folder)
+        assert not good.exists()
+
+
 def test_limits_are_above_zero() -> None:
     with pytest.raises(ValueError, match="max_pixels must be above 0, got 0; nothing could be scored"):
         Limits(max_pixels=0)
     with pytest.raises(ValueError, match="max_upload_mb must be above 0, got nan"):
         Limits(max_upload_mb=float("nan"))
+
+
+def test_no_more_pixels_are_promised_than_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = r"max_pixels must be at most 178,956,970, beyond which Pillow reads no picture, got 178,956,971; make larger"
+    with pytest.raises(ValueError, match=said):
+        Limits(max_pixels=178_956_971)
+    assert Limits(max_pixels=178_956_970).max_pixels == 178_956_970
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert Limits(max_pixels=10**9).max_pixels == 10**9
 
 
 # ---------------------------------------------------------------------------------------------------------------- html
@@ -282,7 +329,7 @@ class Reader(HTMLParser):
 
 
 def one_card(name: str, words: tuple[str, ...], scores: tuple[float, ...], typed: tuple[str, ...] = ()) -> Board:
-    picture = Picture(name, b"jpeg", Image.new("RGB", (1, 1)))
+    picture = Picture(name, b"jpeg", Image.new("RGB", (1, 1)), key="k1")
     prediction = Prediction(name, words, scores, tuple(range(len(words))))
     return Board((picture,), typed, Vocabulary(words, seen=words[:1]), (prediction,))
 
@@ -293,6 +340,8 @@ printable = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).
 @given(printable, printable)
 @example("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>.jpg')
 @example("${alert(1)}", "{{constructor}}")
+@example("🦓👩‍👩‍👧", "שלום\u202e gpj.<b>")
+@example("</bdi><i class=seen>", "&lt;b&gt; \u2066'`")
 def test_whatever_is_written_is_text(word: str, name: str) -> None:
     plain = results_html(one_card("name", ("word",), (0.5,)), 0.5, True)
     text = results_html(one_card(name, (word,), (0.5,)), 0.5, True)
@@ -312,7 +361,8 @@ def test_cards_mark_what_reaches_the_threshold_and_what_was_seen() -> None:
     assert [row["data-score"] for row in rows] == ["0.75", "0.5", "0.25"]
     assert [row.get("class") for row in rows] == ["reached", "reached", None]
     buttons = [attributes for tag, attributes in tags if tag == "button" and "data-label" in attributes]
-    assert [(b["data-picture"], b["data-label"]) for b in buttons] == [("0", "0"), ("0", "1"), ("0", "2")]
+    assert [b["data-label"] for b in buttons] == ["0", "1", "2"]
+    assert [attributes["data-picture"] for tag, attributes in tags if tag == "article"] == ["k1"]
     assert [b["title"] for b in buttons] == ["seen in training", "not seen in training", "not seen in training"]
     assert [attributes["style"] for tag, attributes in tags if tag == "span" and attributes.get("class") == "bar"] == [
         "width:75.0%",
@@ -334,225 +384,3 @@ def test_typed_words_are_in_view_and_a_large_vocabulary_is_folded() -> None:
 
 def test_overlays_are_whole_addresses() -> None:
     assert data_url(Image.new("RGB", (4, 4))).startswith("data:image/jpeg;base64,/9j/")
-
-
-# --------------------------------------------------------------------------------------------------------------- guard
-
-Answer = tuple[int, dict[str, str], bytes]
-
-
-def ask(
-    app: Any, method: str, path: str, body: bytes = b"", host: str = "localhost:1", query: bytes = b"", **more: Any
-) -> Answer:
-    """One request to an ASGI app, its path as the server hands it on: decoded."""
-    headers = {"host": host, "content-length": str(len(body)), "content-type": "application/json"} | more
-    scope = {
-        "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query,
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()], "http_version": "1.1",
-        "root_path": "", "scheme": "http", "server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2),
-        "asgi": {"version": "3.0"},
-    }  # fmt: skip
-    sent: list[Any] = []
-    parts = [body[i : i + 1000] for i in range(0, max(len(body), 1), 1000)]
-
-    async def run() -> None:
-        async def receive() -> Any:
-            if parts:
-                return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await app(scope, receive, send)
-
-    asyncio.run(run())
-    start = sent[0]
-    names = {name.decode(): value.decode() for name, value in start.get("headers", ())}
-    return start["status"], names, b"".join(message.get("body", b"") for message in sent[1:])
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with what it was sent."""
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            break
-    status = 499 if message["type"] == "http.disconnect" else 200
-    await send({"type": "http.response.start", "status": status, "headers": []})
-    await send({"type": "http.response.body", "body": body})
-
-
-@pytest.fixture
-def uploads(tmp_path: Path) -> Path:
-    folder = tmp_path / "uploads"
-    (folder / "abc").mkdir(parents=True)
-    (folder / "abc" / "photo.png").write_bytes(b"photo")
-    (tmp_path / "secret.txt").write_text("classified")
-    (folder / "abc" / "link.png").symlink_to(tmp_path / "secret.txt")
-    return folder
-
-
-NEEDED = ["/", "/config", "/theme.css", "/assets/index-a1.js", "/static/img/logo.svg", "/gradio_api/queue/data"]
-REFUSED = [
-    "/gradio_api/file=/etc/passwd", "/gradio_api/file/etc/passwd", "/file=/etc/passwd", "/gradio_api/file=photo.png",
-    "/gradio_api/proxy=http://127.0.0.1:22", "/gradio_api/stream/a/b", "/gradio_api/info", "/gradio_api/openapi.json",
-    "/gradio_api/runs", "/monitoring", "/gradio_api/vibe-code", "/gradio_api/custom_component/a/b/c/d", "/docs",
-    "/gradio_api/deep_link", "/gradio_api/dev/reload", "/assets/../../etc/passwd", "/static/..\\..\\secret",
-    "/assets//etc/passwd", "/static/./x", "/assets/a\0b", "/data/scenes/model/config.json", "/login",
-]  # fmt: skip
-
-
-def test_only_what_the_page_needs_is_answered(uploads: Path) -> None:
-    guard = Guard(echo, uploads, 5000)
-    for path in NEEDED:
-        status, headers, _ = ask(guard, "GET", path)
-        assert status == 200 and "default-src 'self'" in headers["content-security-policy"], path
-        assert ask(guard, "DELETE", path)[0] == ask(guard, "POST", path)[0] == 404, path
-    for path in REFUSED:
-        for method in ("GET", "HEAD", "POST", "PUT"):
-            assert ask(guard, method, path)[0] == 404, path
-    for path in ("/gradio_api/run/predict", "/gradio_api/call/x", "/gradio_api/component_server", "/login"):
-        assert ask(guard, "POST", path)[0] == 404, path
-
-
-def test_pages_have_no_options(uploads: Path) -> None:
-    found: list[bytes] = []
-
-    async def keep(scope: Any, receive: Any, send: Any) -> None:
-        found.append(scope["query_string"])
-        await echo(scope, receive, send)
-
-    guard = Guard(keep, uploads, 5000)
-    for path in ("/", "/config", "/gradio_api/queue/data"):
-        assert ask(guard, "GET", path, query=b"deep_link=../../x")[0] == 200
-    assert found == [b"", b"", b"deep_link=../../x"]
-
-
-def test_events_name_uploaded_files_only(uploads: Path) -> None:
-    guard = Guard(echo, uploads, 5000)
-
-    def join(data: Any) -> Answer:
-        return ask(guard, "POST", "/gradio_api/queue/join", json.dumps({"data": data}).encode())
-
-    good = {"path": str(uploads / "abc" / "photo.png"), "meta": {"_type": "gradio.FileData"}}
-    status, _, body = join([[good], "dog"])
-    assert status == 200 and json.loads(body) == {"data": [[good], "dog"]}  # passed on as it came
-    for path in (
-        "/etc/passwd", str(uploads.parent / "secret.txt"), f"{uploads}/../secret.txt", f"{uploads}/abc/link.png",
-        "http://127.0.0.1:1/x.png", "https://example.com/x.png", "file:///etc/passwd", str(uploads) + "-other/x.png",
-        "photo.png", "a\0b", "x" * 100_000, None, 5, ["/etc/passwd"],
-    ):  # fmt: skip
-        assert join([[good, {**good, "path": path}]])[0] == 400, path
-        assert join({"deep": [{"er": {**good, "path": path}}]})[0] == 400, path
-    assert ask(guard, "POST", "/gradio_api/queue/join", b"no json")[0] == 400
-    assert ask(guard, "POST", "/gradio_api/queue/join", b"[" * 100_000)[0] == 400
-
-
-def test_bodies_have_a_limit_whatever_is_declared(uploads: Path) -> None:
-    guard = Guard(echo, uploads, 5000)
-    assert ask(guard, "POST", "/gradio_api/upload", b"x" * 5000)[0] == 200
-    status, _, said = ask(guard, "POST", "/gradio_api/upload", b"x" * 5001)
-    assert (status, said) == (413, b"A request must have at most 5,000 bytes; send less at once.")
-    lied = {"content-length": "10"}
-    status, _, body = ask(guard, "POST", "/gradio_api/upload", b"x" * 9000, **lied)
-    assert status == 499 and len(body) <= 5000
-    assert ask(guard, "POST", "/gradio_api/queue/join", b" " * 300_000)[0] == 413
-    assert ask(guard, "POST", "/gradio_api/queue/join", b" " * 300_000, **lied)[0] == 400
-    assert ask(guard, "POST", "/gradio_api/upload", b"x", **{"content-length": "-1"})[0] == 413
-
-
-def test_a_local_page_has_a_local_name(uploads: Path) -> None:
-    local, open_to_all = Guard(echo, uploads, 5000, is_local=True), Guard(echo, uploads, 5000)
-    for host in ("localhost", "localhost:7860", "127.0.0.1:7860", "[::1]:7860"):
-        assert ask(local, "GET", "/", host=host)[0] == 200
-    for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example:1", ""):
-        assert ask(local, "GET", "/", host=host)[0] == 403
-        assert ask(open_to_all, "GET", "/", host=host)[0] == 200
-
-
-# -------------------------------------------------------------------------------------------------- the app, and serve
-
-
-@pytest.fixture
-def app(scorer: Scorer, uploads: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
-    pytest.importorskip("gradio")
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-    yield create_app(scorer, uploads, title="Shapes & <signs>", about="About $1 {it}", words="zebra")
-
-
-def test_the_page_reports_home_to_nobody(app: Guard) -> None:
-    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] in ("1", "True")
-    status, _, text = ask(app, "GET", "/")
-    assert status == 200 and b"<signs>" not in text
-    config = json.loads(ask(app, "GET", "/config")[2])
-    assert config["analytics_enabled"] is False and not config.get("run_history") and not config.get("is_space")
-    assert config["max_file_size"] == 2**20
-    assert not [d for d in config["dependencies"] if d["api_visibility"] != "private"]
-    style = ask(app, "GET", "/theme.css")[2]
-    assert set(re.findall(rb"url\(\s*['\"]?([a-z]+):", style)) <= {b"data"} and b"@import" not in style
-
-
-def test_the_app_itself_serves_no_file_either(app: Guard, uploads: Path) -> None:
-    """Behind the guard as well: gradio's own checks, should a route ever be opened."""
-    inner = app.app
-    for path in (
-        uploads.parent / "secret.txt",
-        Path("/etc/passwd"),
-        Path(__file__),
-        uploads / "abc" / "link.png",
-        uploads / ".." / "secret.txt",
-    ):
-        status, _, body = ask(inner, "GET", f"/gradio_api/file={path}")
-        assert status in (403, 404) and b"classified" not in body, path
-
-
-def test_serve_says_what_is_wrong(
-    model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*arguments: str) -> str:
-        assert main(["serve", *arguments, "--device", "cpu"]) == 2
-        return capsys.readouterr().err
-
-    model = ["--model", str(model_folder)]
-    assert "max_pixels must be above 0, got 0" in refused(*model, "--max-pixels", "0")
-    assert "words must be given with --words, clip:RN50/openai knows none" in refused("--model", "clip:RN50/openai")
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "gradio", None)
-        said = refused(*model)
-        assert said.count("\n") == 1 and 'pip install "zsmld[web]"' in said
-    pytest.importorskip("gradio")
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
-        monkeypatch.setenv(name, "")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        before = set(Path(tempfile.gettempdir()).glob("zsmld-serve-*"))
-        said = refused(*model, "--port", str(port))
-        assert f"host and port must be free on this machine, got 127.0.0.1 and {port}: " in said
-        assert set(Path(tempfile.gettempdir()).glob("zsmld-serve-*")) <= before
-    assert "host and port must be free" in refused(*model, "--port", "70000")
-
-
-def test_serve_listens_to_this_machine_alone(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
-    pytest.importorskip("gradio")
-    import uvicorn
-
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
-        monkeypatch.setenv(name, "")
-    found: list[tuple[str, bool]] = []
-
-    def run(server: Any, sockets: list[socket.socket]) -> None:
-        found.append((sockets[0].getsockname()[0], server.config.app.is_local))
-        sockets[0].close()
-
-    monkeypatch.setattr(uvicorn.Server, "run", run)
-    model = ["--model", str(model_folder), "--device", "cpu", "--port", "0"]
-    assert main(["serve", *model]) == 0
-    assert main(["serve", *model, "--host", "0.0.0.0"]) == 0
-    assert found == [("127.0.0.1", True), ("0.0.0.0", False)]

@@ -8,7 +8,9 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from PIL import Image
 from stand_ins import bomb
 
 from zsmld import build_dataset
+from zsmld.web.page import SHOW_ATTENTION
 
 selenium = pytest.importorskip("selenium")
 pytest.importorskip("gradio")
@@ -59,6 +62,14 @@ class Page:
         self.driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
         self.address = address
         self.asked: set[str] = set()
+
+    def close(self) -> None:
+        """The end; until then nobody else was asked for anything."""
+        addresses = self.collect_requests()
+        self.driver.quit()
+        assert {urlsplit(a).netloc for a in addresses if not a.startswith(("data:", "blob:"))} == {
+            urlsplit(self.address).netloc
+        }
 
     def open(self) -> None:
         self.driver.get(self.address)
@@ -107,6 +118,9 @@ class Page:
             .querySelectorAll('li.reached bdi')].map((word) => word.textContent)"""
         return set(self.driver.execute_script(script, card))
 
+    def choose_folder(self, path: Path) -> None:
+        self.find("#folder input[type=file], input[webkitdirectory]").send_keys(str(path))
+
     def drop(self, *paths: Path) -> None:
         self.find("#drop input[type=file]").send_keys("\n".join(map(str, paths)))
 
@@ -133,9 +147,21 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's folder for temporary files."""
+    return tmp_path_factory.mktemp("tmp")
+
+
+def uploaded(temporary: Path) -> list[Path]:
+    """What is left of uploads; gradio leaves empty files, which the next event sweeps."""
+    files = temporary.glob("zsmld-serve-*/uploads/**/*")
+    return [path for path in files if path.is_file() and path.stat().st_size]
+
+
+@pytest.fixture(scope="module")
+def served(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`zsmld serve` with the model that comes with it; at the end Ctrl-C must end it cleanly."""
-    temporary, cache = tmp_path_factory.mktemp("tmp"), tmp_path_factory.mktemp("cache")
+    cache = tmp_path_factory.mktemp("cache")
     command = [sys.executable, "-m", "zsmld", "serve", "--port", "0", "--device", "cpu"]
     # A proxy that nobody answers: whatever wants to leave this machine fails.
     environment = os.environ | {"TMPDIR": str(temporary), "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
@@ -150,14 +176,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             yield found[0]
         finally:
-            left = [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size]
+            left = uploaded(temporary)
             with urlopen(f"{found[0]}gradio_api/heartbeat/open"):  # as an open page does
                 process.send_signal(signal.SIGINT)
                 time.sleep(0.2)
                 process.send_signal(signal.SIGINT)  # whoever presses it twice
                 output, errors = process.communicate(timeout=60)
     assert (process.returncode, output.strip(), errors) == (0, "zsmld serve: ended", "")
-    assert not [path for path in left if path.suffix.lower() in (".png", ".jpg", ".bmp", ".txt")]
+    assert left == []
     assert not list(temporary.glob("zsmld-serve-*")) and not list(cache.iterdir())  # no typed word stays
 
 
@@ -165,7 +191,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def browser(served: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     page = Page(served, tmp_path_factory.mktemp("downloads"))
     yield page
-    page.driver.quit()
+    page.close()
 
 
 @pytest.fixture
@@ -195,10 +221,7 @@ def test_opens_with_examples_and_asks_nobody_else(page: Page) -> None:
     assert len(page.cards()) == 3
     assert page.find("#results i.seen") and page.find("#results i:not(.seen)")
     page.shoot("page")
-    addresses = page.collect_requests()
-    assert len(addresses) > 10
-    hosts = {urlsplit(address).netloc for address in addresses if not address.startswith(("data:", "blob:"))}
-    assert hosts == {urlsplit(page.address).netloc}
+    assert len(page.collect_requests()) > 10  # `close` looks at them
     assert not [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -266,10 +289,97 @@ def test_folder(page: Page, tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (60, 40), (80 * number, 90, 90)).save(tmp_path / "below" / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    page.find("#folder input[type=file], input[webkitdirectory]").send_keys(str(tmp_path))
+    page.choose_folder(tmp_path)
     page.until(lambda: len(page.cards()) == 3)
     assert "Files of the folder that are no pictures were left out: 1." in page.notes()
     assert [element.text for element in page.all("#results .name")] == ["0.png", "1.png", "2.png"]
+
+
+def test_a_folder_of_a_thousand_files(page: Page, temporary: Path, tmp_path: Path) -> None:
+    page.clear()
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (90, 140, 40)).save(file, "PNG")
+    for number in range(1000):
+        (tmp_path / f"a picture with quite a long name, as cameras and people write them {number:04}.png").write_bytes(
+            file.getvalue()
+        )
+    page.choose_folder(tmp_path)
+    page.until(lambda: len(page.cards()) == 50, 180)
+    assert "A page has at most 50 pictures, 950 found no room; remove those that are here, or score" in page.notes()
+    assert page.find("#results .name").text.endswith("0000.png") and uploaded(temporary) == []
+
+    page.clear()
+    (tmp_path / "one more.png").write_bytes(file.getvalue())
+    page.choose_folder(tmp_path)
+    said = page.until(lambda: page.find("#refused").text)
+    assert said == (
+        "At most 1,000 files can be sent at once, got 1,001; choose fewer, or score them with zsmld predict."
+    )
+    assert page.find("#refused").is_displayed() and not page.cards()
+    page.drop(tmp_path / "one more.png")  # the page goes on
+    page.until(lambda: len(page.cards()) == 1)
+    assert not page.find("#refused").is_displayed()
+
+
+def test_files_that_are_too_much_together(page: Page, scene: Path, tmp_path: Path) -> None:
+    page.clear()
+    (tmp_path / "large").mkdir()
+    for number in range(51):
+        with (tmp_path / "large" / f"{number}.bmp").open("wb") as file:
+            file.truncate(20 * 2**20)
+    page.choose_folder(tmp_path / "large")
+    said = page.until(lambda: page.find("#refused").text)
+    assert said == "At most 1,049 MB can be sent at once, got 1,070 MB; choose fewer, or score them with zsmld predict."
+    page.drop(scene)
+    page.until(lambda: len(page.cards()) == 1)
+
+
+def test_uploads_have_room_or_a_sentence_and_leave_nothing(
+    page: Page, served: str, temporary: Path, scene: Path
+) -> None:
+    page.clear()
+    (folder,) = temporary.glob("zsmld-serve-*/uploads")
+    with socket.create_connection(("127.0.0.1", urlsplit(served).port)) as connection:
+        connection.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(200_000)
+        )
+        page.until(lambda: list(folder.rglob("a.png")))
+    page.until(lambda: not list(folder.rglob("a.png")))  # broken off
+
+    full = folder / "of others" / "0" / "a.png"
+    full.parent.mkdir(parents=True)
+    try:
+        with full.open("wb") as file:
+            file.truncate(2_200_000_000)  # without a byte on the disk
+        page.drop(scene)
+        said = page.until(lambda: page.find(".toast-body").text)
+        assert "There is no room for more uploads at the moment; try again in a minute." in said
+    finally:
+        shutil.rmtree(folder / "of others")
+    page.open()
+    page.clear()
+    page.drop(scene)
+    page.until(lambda: len(page.cards()) == 1)
+
+
+def test_a_late_answer_is_not_shown_for_another_word(page: Page) -> None:
+    card = page.find("#results article")
+    key, image = card.get_attribute("data-picture"), card.find_element(By.TAG_NAME, "img")
+    plain, other = image.get_attribute("src"), page.all("#results img")[1].get_attribute("src")
+
+    def arrive(picture: str, word: str) -> str:
+        answer = {"picture": picture, "word": word, "uri": other}
+        page.driver.execute_script(f"({SHOW_ATTENTION})(arguments[0])", answer)
+        return str(page.find("#results article img").get_attribute("src"))
+
+    page.type_words("kite, lamp")
+    page.until(lambda: "lamp" in page.bars())
+    page.type_words("lamp")
+    page.until(lambda: "kite" not in page.bars())
+    assert arrive(key, "kite") == plain and arrive("0", "lamp") == plain
+    assert arrive(key, "lamp") == other and "where it looked for “lamp”" in page.find("#results .shown").text
 
 
 def test_what_cannot_be_scored_ends_in_a_sentence_and_the_page_lives_on(page: Page, scene: Path) -> None:
@@ -304,6 +414,10 @@ def test_words_are_text_and_never_markup(page: Page) -> None:
     page.until(lambda: page.find("#results .shown").is_displayed())
     assert word in page.find("#results .shown").text
     assert page.driver.title != "taken" and not page.all("#results img[src='x']")
+    words = ["☃", "שלום עולם", "</bdi><b>bold</b>", "χθες"]
+    page.type_words(f"{words[0]}, {words[1]}\n{words[2]}\n\n{words[3]},")  # a browser types a new line at each \n
+    page.until(lambda: set(words) <= set(page.bars()))
+    assert not page.all("#results bdi b")
     page.type_words("a" * 101)
     page.until(lambda: "at most 100 characters" in page.notes())
 
@@ -318,7 +432,7 @@ def test_two_visitors_have_their_own_words(page: Page, served: str, tmp_path: Pa
         other.until(lambda: "old boat" in other.bars())
         assert "old boat" not in page.bars() and "striped zebra" not in other.bars()
     finally:
-        other.driver.quit()
+        other.close()
 
 
 def test_phone(page: Page) -> None:

@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--words", help="words that can be had besides the typed ones; default those of the model")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (default: %(default)s)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name under which the page may be opened, such as that of a server in front; repeatable",
+    )
     parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free (default: %(default)s)")
     parser.add_argument("--max-upload-mb", type=float, default=20, help="size of a file (default: %(default)s)")
     parser.add_argument(
@@ -66,7 +73,10 @@ def serve(options: argparse.Namespace) -> int:
     # Until the page answers, SIGTERM does what Ctrl-C does: temporary files go. Then the server takes both.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve_page(model, words, options.device, options.host, options.port, limits, on_start=started, **page)
+        serve_page(
+            model, words, options.device, options.host, options.port, limits, options.allow_host,
+            on_start=started, **page,
+        )  # fmt: skip
     finally:
         signal.signal(signal.SIGTERM, before)
     print("\nzsmld serve: ended")

@@ -3,29 +3,35 @@
 scoring   pictures, words and scores of one visitor
 page      results as HTML
 layout    what stands where on the page, in gradio
+uploads   files between a browser and a board
+limits    what a visitor may ask for
 guard     what may be asked of the server at all
 """
 
 import logging
 import os
+import re
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from zsmld.predictor import Predictor
 from zsmld.text import TextEncoder
-from zsmld.web.guard import Guard
-from zsmld.web.scoring import Board, Limits, Picture, Scorer
+from zsmld.web.guard import LOOPBACK, Guard
+from zsmld.web.limits import Limits
+from zsmld.web.scoring import Board, Picture, Scorer
+from zsmld.web.uploads import Uploads
 
 if TYPE_CHECKING:
     import uvicorn
 
     from zsmld.model import ZeroShotClassifier
 
-__all__ = ["Board", "Guard", "Limits", "Picture", "Scorer", "create_app", "serve"]
+__all__ = ["Board", "Guard", "Limits", "Picture", "Scorer", "Uploads", "create_app", "serve"]
 
 
 def create_app(
@@ -35,7 +41,8 @@ def create_app(
     about: str = "",
     words: str = "",
     examples: Sequence[Picture] = (),
-    is_local: bool = True,
+    hosts: Collection[str] = LOOPBACK,
+    with_addresses: bool = False,
 ) -> Guard:
     """The page as an ASGI app, for `serve` or for another server.
 
@@ -47,7 +54,8 @@ def create_app(
         about: a sentence on what scores here.
         words: that stand in the box at the beginning.
         examples: pictures that are there at the beginning.
-        is_local: refuse requests that were not made to localhost.
+        hosts: names, in small letters and without a port, under which the page may be opened.
+        with_addresses: it may be opened under any IP address too.
 
     Raises:
         ValueError: without the extra `web`.
@@ -86,8 +94,7 @@ def create_app(
         theme=theme,
         css=page.STYLE,
     )
-    most = scorer.limits.max_upload_bytes * scorer.limits.max_pictures + 1_000_000  # and what stands around the files
-    return Guard(app, upload_folder, most, is_local)
+    return Guard(app, Uploads(upload_folder, scorer.limits), hosts, with_addresses)
 
 
 def serve(
@@ -97,6 +104,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     limits: Limits | None = None,
+    allowed_hosts: Iterable[str] = (),
     title: str = "zsmld",
     about: str = "",
     typed: str = "",
@@ -112,6 +120,9 @@ def serve(
         host: address to listen on. The default can be reached from this machine alone.
         port: 0 takes any that is free.
         limits: of what a visitor may ask for.
+        allowed_hosts: names under which the page may be opened besides its own, such as that of a server in front.
+            Listening to this machine alone its own are localhost and the host; else those, this machine's name, and all
+            IP addresses.
         title: of the page.
         about: a sentence on what scores here.
         typed: words that stand in the box at the beginning.
@@ -119,9 +130,10 @@ def serve(
         on_start: called with the page's address once it answers.
 
     Raises:
-        ValueError: without the extra `web`, or as `Predictor`.
+        ValueError: without the extra `web`, if an allowed host is no name, or as `Predictor`.
         OSError: if the port is taken, or there is no such address here.
     """
+    allowed = _checked_hosts(allowed_hosts)
     with tempfile.TemporaryDirectory(prefix="zsmld-serve-") as folder:
         uploads = Path(folder, "uploads")
         uploads.mkdir()
@@ -132,10 +144,10 @@ def serve(
         predictor = Predictor(model, words, device, num_workers=0, text_encoder=encoder)
         scorer = Scorer(predictor, encoder, limits)
         pictures = [scorer.read(name, content) for name, content in examples]
-        app = create_app(scorer, uploads, title, about, typed, pictures, is_local=_is_loopback(host))
-        listening = _listen(host, port)
-        server = _server(app, on_start, f"http://{_shown(host)}:{listening.getsockname()[1]}/")
-        server.run(sockets=[listening])
+        with _listen(host, port) as listening:
+            app = create_app(scorer, uploads, title, about, typed, pictures, *_names(listening, host, allowed))
+            server = _server(app, on_start, f"http://{_shown(host)}:{listening.getsockname()[1]}/")
+            server.run(sockets=[listening])
 
 
 def _server(app: Guard, on_start: Callable[[str], Any] | None, address: str) -> "uvicorn.Server":
@@ -174,8 +186,23 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+def _checked_hosts(names: Iterable[str]) -> list[str]:
+    found = [name.lower() for name in names]
+    for name in found:
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", name):
+            raise ValueError(
+                f"allowed hosts must be names as they stand in the page's address, without http:// and port, got "
+                f"{name!r}; write for instance photos.example.org"
+            )
+    return found
+
+
+def _names(listening: socket.socket, host: str, allowed: Iterable[str]) -> tuple[set[str], bool]:
+    """Names under which the page may be opened, and whether it may be under any address."""
+    names = {*LOOPBACK, _shown(host).lower(), *allowed}
+    if ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback:
+        return names, False
+    return {*names, socket.gethostname().lower()}, True
 
 
 def _shown(host: str) -> str:

@@ -6,19 +6,22 @@ code that is edited in the browser: these routes of gradio do not exist here, wh
 
 import json
 import re
-from collections.abc import Callable, Iterator, MutableMapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
-Message = MutableMapping[str, Any]
-App = Callable[[Message, Callable[[], Any], Callable[[Message], Any]], Any]
+from zsmld.web.uploads import Message, Receive, Send, Uploads, answer
+
+App = Callable[[Message, Receive, Send], Any]
 
 _PAGES = {"/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt"}
-_READ = {"/gradio_api/queue/data", "/gradio_api/upload_progress", "/gradio_api/startup-events", "/gradio_api/app_id"}
+_PROGRESS = "/gradio_api/upload_progress"
+_READ = {"/gradio_api/queue/data", _PROGRESS, "/gradio_api/startup-events", "/gradio_api/app_id"}
 _READ_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 _JOIN, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 _WRITE = {_JOIN, _UPLOAD}
-_MAX_EVENT_BYTES = 256 * 1024
+_EVENT_BYTES, _FILE_BYTES = 256 * 1024, 4 * 1024  # of an event, and of each file it names: its path, name and address
 
 _HEADERS = {
     # The browser itself refuses whatever would go to another machine. Gradio's page compiles templates: unsafe-eval.
@@ -28,27 +31,46 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
 }
 _PORT = re.compile(r":\d+$")
-_LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
-    """Stands before the page's app.
+    """Stands before the page's app, and answers uploads itself.
+
+    A page of the web could make its own name point here, and so read what is here with its visitor's browser. Therefore
+    a request must name this server as it is really called; numbers are safe, because no page can make them its own. And
+    an event or upload that another page sends is refused.
 
     Args:
         app: an ASGI app.
-        upload_folder: the only place of which an event may name files.
-        max_body_bytes: of an upload, all its files together.
-        is_local: refuse requests that name another machine than this one, as a page of the web would that has made its
-            own name point here.
+        uploads: takes uploads; an event may name no other files.
+        hosts: names, in small letters and without a port, under which this server may be asked.
+        with_addresses: it may be asked under any IP address too.
 
     Example:
-        >>> Guard(None, Path("/tmp/uploads"), 1000).allows("GET", "/gradio_api/file=/etc/passwd")
-        False
+        >>> from pathlib import Path
+        >>> from zsmld.web.limits import Limits
+        >>> guard = Guard(None, Uploads(Path("/tmp/uploads"), Limits()))
+        >>> guard.allows("GET", "/gradio_api/file=/etc/passwd"), guard.answers_to("localhost:7860")
+        (False, True)
     """
 
-    def __init__(self, app: App | None, upload_folder: Path, max_body_bytes: int, is_local: bool = False) -> None:
-        self.app, self.upload_folder, self.max_body_bytes = app, upload_folder.resolve(), max_body_bytes
-        self.is_local = is_local
+    def __init__(
+        self, app: App | None, uploads: Uploads, hosts: Collection[str] = LOOPBACK, with_addresses: bool = False
+    ) -> None:
+        self.app, self.uploads = app, uploads
+        self.hosts, self.with_addresses = frozenset(hosts), with_addresses
+
+    def answers_to(self, host: str) -> bool:
+        """Whether a request's `Host` is a name of this server."""
+        name = _PORT.sub("", host).lower()
+        if name in self.hosts or not self.with_addresses:
+            return name in self.hosts
+        try:
+            ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+        except ValueError:
+            return False
+        return True
 
     def allows(self, method: str, path: str) -> bool:
         """Whether the page needs this route."""
@@ -58,7 +80,7 @@ class Guard:
             return path in _PAGES or path in _READ or path.startswith(_READ_BELOW)
         return method == "POST" and path in _WRITE
 
-    async def __call__(self, scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
         assert self.app is not None
         if scope["type"] == "lifespan":
@@ -68,34 +90,61 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self.is_local and _PORT.sub("", headers.get("host", "")) not in _LOOPBACK:
-            await _refuse(send, 403, "The page must be opened as localhost; give --host to serve it to other machines.")
+        path, send = scope["path"], _with_headers(send)
+        refuse = _say_in_json if path == _JOIN else answer  # as the page reads it
+        if not self.answers_to(headers.get("host", "")):
+            known = "as localhost" if self.hosts <= set(LOOPBACK) else "under a name of this server"
+            await refuse(send, 403, f"The page must be opened {known}; allow other names with --allow-host.")
             return
-        if not self.allows(scope["method"], scope["path"]):
-            await _refuse(send, 404, "There is no such page.")
+        if not self.allows(scope["method"], path):
+            await refuse(send, 404, "There is no such page.")
             return
-        limit = self.max_body_bytes if scope["path"] == _UPLOAD else _MAX_EVENT_BYTES
+        if scope["method"] == "POST" and _is_foreign(headers):
+            await refuse(send, 403, "Another page may send nothing here; open this page itself.")
+            return
+        if path == _UPLOAD:
+            await self.uploads(scope, receive, send)
+            return
+        if path == _PROGRESS:
+            await self.uploads.tell(scope, send)
+            return
+        most = _EVENT_BYTES + self.uploads.limits.max_files * _FILE_BYTES if path == _JOIN else _EVENT_BYTES
         declared = headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > limit:
-            await _refuse(send, 413, f"A request must have at most {limit:,} bytes; send less at once.")
+        if not declared.isdecimal() or int(declared) > most:
+            await refuse(send, 413, f"A request must have at most {most:,} bytes; send less at once.")
             return
-        receive = _limited(receive, limit)
-        if scope["path"] in _PAGES:
+        receive = _limited(receive, most)
+        if path in _PAGES:
             scope = {**scope, "query_string": b""}  # gradio would look for stored pages by it
-        if scope["path"] == _JOIN:
+        if path == _JOIN:
             body = await _read(receive)
-            if not all(self._is_uploaded(path) for path in _paths_in(body)):
-                await _refuse(send, 400, "Files must be uploaded before they are used.")
+            paths = list(_paths_in(body))
+            if not all(map(self.uploads.holds, paths)):
+                await refuse(send, 400, "Files must be uploaded before they are used.")
                 return
-            receive = _replay(body, receive)
-        await self.app(scope, receive, _with_headers(send))
+            self.uploads.sweep()
+            receive, send = _replay(body, receive), self._or_remove(paths, send)
+        await self.app(scope, receive, send)
 
-    def _is_uploaded(self, path: object) -> bool:
-        """Whether a file that an event names was uploaded: no other path, no link out of the folder, no address."""
-        try:
-            return isinstance(path, str) and Path(path).resolve().is_relative_to(self.upload_folder)
-        except (OSError, ValueError):  # a name that no file can have
-            return False
+    def _or_remove(self, paths: list[object], send: Send) -> Send:
+        """The same answer; if it is that the event is refused, nobody will read its files."""
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                self.uploads.remove(paths)
+            await send(message)
+
+        return sent
+
+
+def _is_foreign(headers: dict[str, str]) -> bool:
+    """Whether a page of another server sent it. Programs that are no browsers name no origin."""
+    if "origin" not in headers:
+        return False
+    try:
+        return urlsplit(headers["origin"]).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:  # no address at all
+        return True
 
 
 def _paths_in(body: bytes) -> Iterator[object]:
@@ -116,7 +165,7 @@ def _paths_in(body: bytes) -> Iterator[object]:
             waiting += item
 
 
-def _limited(receive: Callable[[], Any], limit: int) -> Callable[[], Any]:
+def _limited(receive: Receive, limit: int) -> Receive:
     """The same messages; beyond the limit the connection counts as closed, whatever length was declared."""
     received = 0
 
@@ -129,7 +178,7 @@ def _limited(receive: Callable[[], Any], limit: int) -> Callable[[], Any]:
     return limited
 
 
-async def _read(receive: Callable[[], Any]) -> bytes:
+async def _read(receive: Receive) -> bytes:
     parts = []
     while True:
         message = await receive()
@@ -138,7 +187,7 @@ async def _read(receive: Callable[[], Any]) -> bytes:
             return b"".join(parts)
 
 
-def _replay(body: bytes, receive: Callable[[], Any]) -> Callable[[], Any]:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """The body once more, and then what comes."""
     held: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -149,7 +198,7 @@ def _replay(body: bytes, receive: Callable[[], Any]) -> Callable[[], Any]:
     return replayed
 
 
-def _with_headers(send: Callable[[Message], Any]) -> Callable[[Message], Any]:
+def _with_headers(send: Send) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             given = [pair for pair in message.get("headers", ()) if pair[0].decode("latin-1").lower() not in _HEADERS]
@@ -159,7 +208,5 @@ def _with_headers(send: Callable[[Message], Any]) -> Callable[[Message], Any]:
     return sent
 
 
-async def _refuse(send: Callable[[Message], Any], status: int, sentence: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    await _with_headers(send)({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": sentence.encode()})
+async def _say_in_json(send: Send, status: int, sentence: str) -> None:
+    await answer(send, status, json.dumps({"detail": sentence}), "application/json")

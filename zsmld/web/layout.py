@@ -11,7 +11,8 @@ from zsmld.web import page
 from zsmld.web.scoring import Board, Picture, Scorer
 
 _QUEUE_SIZE = 64  # events that wait; those beyond are told to come back
-_KEPT = 3600  # seconds that a board, or an upload that nobody asked for, is kept
+_KEPT = 3600  # seconds that a board is kept
+_MOST_BOARDS = 100  # of them; beyond, that of the page that was idle longest goes
 
 
 def build_page(
@@ -36,7 +37,7 @@ def build_page(
     whose = "of the model" if scorer.knows_words else "given at the start"
     own_name = f"score the {num_own:,} {'words' if num_own > 1 else 'word'} {whose} as well"
 
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, _KEPT)) as blocks:
+    with gr.Blocks(title=title, analytics_enabled=False) as blocks:
         board = gr.State(Board(), time_to_live=_KEPT)
         found, records = gr.JSON(visible=False), gr.Textbox(visible=False)
         gr.HTML(f"<h1>{page.escaped(title)}</h1><p>{page.escaped(about)}</p>", elem_id="head", apply_default_css=False)
@@ -73,7 +74,7 @@ def build_page(
                 download = gr.Button("Download CSV", size="sm", elem_id="download")
                 clear = gr.Button("Remove all pictures", size="sm", elem_id="clear")
         notes = gr.HTML(elem_id="notes", apply_default_css=False)
-        results = gr.HTML(elem_id="results", js_on_load=page.ON_LOAD, apply_default_css=False)
+        results = gr.HTML(elem_id="results", js_on_load=page.on_load(limits), apply_default_css=False)
 
         def shown(now: Board, threshold: float, sentences: Sequence[str] = ()) -> dict[Any, Any]:
             return {
@@ -93,28 +94,33 @@ def build_page(
         def start(now: Board, text: str, with_own: bool, threshold: float) -> dict[Any, Any]:
             return scored(scorer.add(now, examples), text, with_own, threshold, [])
 
+        def taken(paths: list[str] | None, now: Board, is_folder: bool) -> tuple[Board, list[str]]:
+            for files in (drop, folder):
+                files.temp_files.clear()  # gradio's list of their paths would only grow
+            return scorer.take(now, map(Path, paths or ()), is_folder)
+
         def dropped(paths: list[str] | None, now: Board, text: str, with_own: bool, threshold: float) -> dict[Any, Any]:
-            now, said = scorer.take(now, map(Path, paths or ()))
+            now, said = taken(paths, now, is_folder=False)
             return {drop: None, **scored(now, text, with_own, threshold, said)}
 
         def folder_chosen(
             paths: list[str] | None, now: Board, text: str, with_own: bool, threshold: float
         ) -> dict[Any, Any]:
-            now, said = scorer.take(now, map(Path, paths or ()), is_folder=True)
+            now, said = taken(paths, now, is_folder=True)
             return scored(now, text, with_own, threshold, said)
 
         def rescored(now: Board, text: str, with_own: bool, threshold: float) -> dict[Any, Any]:
             return scored(now, text, with_own, threshold, [])
 
         def attended(now: Board, event: gr.EventData) -> dict[Any, Any]:
-            position, label = getattr(event, "picture", None), getattr(event, "label", None)
-            if type(position) is not int or type(label) is not int:  # whoever sends something else is not the page
+            key, word = getattr(event, "picture", None), getattr(event, "word", None)
+            if type(key) is not str or type(word) is not str:  # whoever sends something else is not the page
                 return {found: None}
             try:
-                overlay = scorer.attention(now, position, label)
+                overlay = scorer.attention(now, key, word)
             except _REFUSALS as error:
                 return {found: None, notes: page.notes_html([str(error)])}
-            return {found: {"picture": position, "label": label, "uri": data_url(overlay, quality=85)}}
+            return {found: {"picture": key, "word": word, "uri": data_url(overlay, quality=85)}}
 
         def written(now: Board, threshold: float) -> dict[Any, Any]:
             try:
@@ -150,6 +156,7 @@ def build_page(
         on(download.click, written, [board, slider], outputs=[records, notes], show_progress="hidden").then(
             None, [records], js=page.SAVE_RECORDS, api_visibility="private"
         )
+    blocks.state_session_capacity = _MOST_BOARDS
     return blocks.queue(max_size=_QUEUE_SIZE, api_open=False)
 
 

@@ -8,6 +8,7 @@ from zsmld.display import escaped as escaped_html
 from zsmld.display import jpeg_url
 from zsmld.predictor import Prediction
 from zsmld.vocabulary import Vocabulary
+from zsmld.web.limits import Limits
 from zsmld.web.scoring import Board, Picture
 
 _BEST, _MORE = 8, 100  # words shown of a picture, and those that open below them
@@ -22,15 +23,15 @@ def results_html(board: Board, threshold: float, marks_seen: bool) -> str:
         marks_seen: say of each word whether it was seen in training.
 
     Returns:
-        HTML; each word is a button with the position of its picture and its label.
+        HTML; each picture is an article with its key, and each of its words a button with its label.
     """
     if not board.pictures or board.vocabulary is None:
         return '<p class="empty">No pictures yet. Drop some above: each comes out with its words, best first.</p>'
     vocabulary = board.vocabulary if marks_seen else None
     typed = {board.vocabulary.index(word) for word in board.typed}
     cards = (
-        _card(position, picture, prediction, threshold, vocabulary, typed)
-        for position, (picture, prediction) in enumerate(zip(board.pictures, board.predictions, strict=True))
+        _card(picture, prediction, threshold, vocabulary, typed)
+        for picture, prediction in zip(board.pictures, board.predictions, strict=True)
     )
     key = '<span class="key"><i class="seen"></i> seen in training <i></i> unseen</span>' if marks_seen else ""
     help_text = "Click a word to see where the model looked for it."
@@ -53,7 +54,6 @@ def escaped(text: str) -> str:
 
 
 def _card(
-    position: int,
     picture: Picture,
     prediction: Prediction,
     threshold: float,
@@ -68,7 +68,7 @@ def _card(
         # What was typed is always in view, however low its score.
         (best if rank < _BEST or label in typed else more).append(rank)
     rows = [
-        _row(position, label, word, score, threshold, None if vocabulary is None else bool(vocabulary.is_seen[label]))
+        _row(label, word, score, threshold, None if vocabulary is None else bool(vocabulary.is_seen[label]))
         for label, word, score in zip(prediction.labels, prediction.words, prediction.scores, strict=True)
     ]
     rest = ""
@@ -81,19 +81,19 @@ def _card(
         )
     name = escaped(picture.name)
     return (
-        f'<article data-picture="{position}"><figure><img src="{jpeg_url(picture.shown)}" alt="{name}">'
+        f'<article data-picture="{picture.key}"><figure><img src="{jpeg_url(picture.shown)}" alt="{name}">'
         f'<figcaption><bdi class="name">{name}</bdi><span class="shown" hidden></span>'
         f'<button type="button" class="back" hidden>show the picture</button></figcaption></figure>'
         f"<div><ol>{''.join(rows[rank] for rank in best)}</ol>{rest}</div></article>"
     )
 
 
-def _row(position: int, label: int, word: str, score: float, threshold: float, is_seen: bool | None) -> str:
+def _row(label: int, word: str, score: float, threshold: float, is_seen: bool | None) -> str:
     mark = "" if is_seen is None else f"<i{' class=seen' if is_seen else ''}></i>"
     title = "" if is_seen is None else f' title="{"seen in training" if is_seen else "not seen in training"}"'
     reached = " class=reached" if np.float32(score) >= np.float32(threshold) else ""
     return (
-        f'<li data-score="{score}"{reached}><button type="button" data-picture="{position}" data-label="{label}"'
+        f'<li data-score="{score}"{reached}><button type="button" data-label="{label}"'
         f'{title} aria-pressed="false"><span class="bar" style="width:{100 * min(max(score, 0), 1):.1f}%"></span>'
         f"{mark}<bdi>{escaped(word)}</bdi><b>{score:.2f}</b></button></li>"
     )
@@ -101,14 +101,17 @@ def _row(position: int, label: int, word: str, score: float, threshold: float, i
 
 # ------------------------------------------------------------------------------------------------------------- script
 
-# In the results: a click on a word goes to the server, a click on the way back does not.
-ON_LOAD = """
+# In the results: a click on a word goes to the server, a click on the way back does not. The server's board may change
+# before a click arrives, and the page before the answer does: so both name the picture by its key and the word by its
+# text. And what is too much to be sent is refused here, in our words, before anything of it is on its way.
+_ON_LOAD = """
+const textOf = (word) => word.querySelector('bdi').textContent;
 element.addEventListener('click', (event) => {
   const word = event.target.closest('button[data-label]');
   const back = event.target.closest('button.back');
   if (word) {
     word.setAttribute('aria-busy', 'true');
-    trigger('select', {picture: Number(word.dataset.picture), label: Number(word.dataset.label)});
+    trigger('select', {picture: word.closest('article').dataset.picture, word: textOf(word)});
   }
   if (back) {
     const card = back.closest('article');
@@ -118,21 +121,52 @@ element.addEventListener('click', (event) => {
     card.querySelector('.shown').hidden = back.hidden = true;
   }
 });
+const refused = document.createElement('p');
+refused.id = 'refused';
+refused.setAttribute('role', 'alert');
+refused.hidden = true;
+const inMegabytes = (bytes) => Math.ceil(bytes / 1e6).toLocaleString('en');
+const check = (event, files) => {
+  const bytes = [...files].reduce((sum, file) => sum + file.size, 0);
+  const most = files.length > maxFiles ? `${maxFiles.toLocaleString('en')} files`
+    : bytes > maxBytes ? `${inMegabytes(maxBytes)} MB` : null;
+  refused.hidden = most === null;
+  if (most === null) return;
+  const got = files.length > maxFiles ? files.length.toLocaleString('en') : `${inMegabytes(bytes)} MB`;
+  const others = 'choose fewer, or score them with zsmld predict';
+  refused.textContent = `At most ${most} can be sent at once, got ${got}; ${others}.`;
+  document.querySelector('#results').before(refused);
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  if (event.type === 'change') event.target.value = '';
+  else event.target.dispatchEvent(new DragEvent('dragleave', {bubbles: true}));
+};
+document.addEventListener('change', (event) => event.target.type === 'file' && check(event, event.target.files), true);
+document.addEventListener('drop', (event) => event.dataTransfer && check(event, event.dataTransfer.files), true);
+document.addEventListener('click', (event) => event.target.closest('button') && (refused.hidden = true), true);
 """
 
-# What came back for a click: an overlay, laid over one card; the other cards stay untouched.
+
+def on_load(limits: Limits) -> str:
+    """The script of the results, for a page with these limits."""
+    return f"const maxFiles = {limits.max_files}, maxBytes = {limits.max_files_bytes};{_ON_LOAD}"
+
+
+# What came back for a click: an overlay, laid over one card; the other cards stay untouched. What the page no longer
+# shows is dropped.
 SHOW_ATTENTION = """
 (found) => {
   document.querySelectorAll('#results [aria-busy]').forEach((b) => b.removeAttribute('aria-busy'));
   if (!found) return;
   const card = document.querySelector(`#results article[data-picture="${found.picture}"]`);
-  const word = card && card.querySelector(`button[data-label="${found.label}"]`);
+  const textOf = (button) => button.querySelector('bdi').textContent;
+  const word = card && [...card.querySelectorAll('button[data-label]')].find((b) => textOf(b) === found.word);
   if (!word) return;
   const image = card.querySelector('img');
   image.dataset.plain = image.dataset.plain || image.src;
   image.src = found.uri;
   card.querySelectorAll('button[data-label]').forEach((b) => b.setAttribute('aria-pressed', String(b === word)));
-  card.querySelector('.shown').textContent = `where it looked for “${word.querySelector('bdi').textContent}”`;
+  card.querySelector('.shown').textContent = `where it looked for “${found.word}”`;
   card.querySelector('.shown').hidden = card.querySelector('.back').hidden = false;
 }
 """
@@ -168,7 +202,7 @@ STYLE = """
 #head p { margin: 0; color: var(--faint); line-height: 1.5; }
 #words span, #drop span, #drop .wrap { color: var(--faint); }
 #notes:not(:has(p)) { display: none; }
-#notes p { margin: 0 0 6px; padding: 8px 12px; border-left: 4px solid #d97706; border-radius: 4px;
+#notes p, #refused { margin: 0 0 6px; padding: 8px 12px; border-left: 4px solid #d97706; border-radius: 4px;
   color: var(--body-text-color); background: #f59e0b22; overflow-wrap: anywhere; }
 #results { color: var(--body-text-color); min-height: 120px; }
 #results p.empty { padding: 2rem 0; margin: 0; text-align: center; color: var(--faint); }

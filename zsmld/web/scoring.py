@@ -2,9 +2,11 @@
 
 import copy
 import io
+import secrets
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,42 +20,11 @@ from zsmld.predictor import IMAGE_SUFFIXES, Prediction, Predictor
 from zsmld.predictor.records import check_record_words, table_of, write_records
 from zsmld.text import TextEncoder
 from zsmld.vocabulary import Vocabulary
+from zsmld.web.limits import Limits
 
 # Pillow reads more, but some of it runs other programs (EPS) or is no photo.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 SHOWN_SIZE = 1024  # longer side, in pixels, of what is kept of a picture
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one visitor may ask for.
-
-    Args:
-        max_upload_mb: size of a file, in units of 2^20 bytes.
-        max_pixels: width times height of a picture, before anything of it is decoded.
-        max_pictures: on a page.
-        max_words: that are typed; the model's own come besides.
-        max_word_length: in characters.
-
-    Raises:
-        ValueError: if one is not above zero.
-    """
-
-    max_upload_mb: float = 20
-    max_pixels: int = 50_000_000
-    max_pictures: int = 50
-    max_words: int = 300
-    max_word_length: int = 100
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}; nothing could be scored")
-
-    @property
-    def max_upload_bytes(self) -> int:
-        """Of a file."""
-        return int(self.max_upload_mb * 2**20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +36,14 @@ class Picture:
         shown: a JPEG of at most `SHOWN_SIZE` pixels; empty if the picture could not be read.
         fitted: what the encoder sees, RGB, of the encoder's size; None likewise.
         error: why it could not be read, or None.
+        key: tells it from any other picture that is or was on the board.
     """
 
     name: str
     shown: bytes = b""
     fitted: Image.Image | None = None
     error: str | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +145,7 @@ class Scorer:
         image.thumbnail((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         image.save(file, "JPEG", quality=88)
-        return Picture(name, file.getvalue(), fitted)
+        return Picture(name, file.getvalue(), fitted, key=secrets.token_hex(8))
 
     def take(self, board: Board, files: Iterable[Path], is_folder: bool = False) -> tuple[Board, list[str]]:
         """Uploaded files as pictures of a board, not scored yet; the files are removed.
@@ -187,16 +160,17 @@ class Scorer:
         """
         files = list(dict.fromkeys(files))  # the same file twice has one path
         wanted, said = files, []
-        if is_folder:
-            wanted = sorted((f for f in files if f.suffix.lower() in IMAGE_SUFFIXES), key=lambda file: file.name)
-            left_out = len(files) - len(wanted)
-            said += [f"Files of the folder that are no pictures were left out: {left_out}."] if left_out else []
         room = self.limits.max_pictures - len(board.pictures)
         try:
+            if is_folder:
+                wanted = sorted((f for f in files if f.suffix.lower() in IMAGE_SUFFIXES), key=lambda file: file.name)
+                left_out = len(files) - len(wanted)
+                said += [f"Files of the folder that are no pictures were left out: {left_out}."] if left_out else []
             board = self.add(board, (self._of_file(file) for file in wanted[:room]))
         finally:
-            for file in files:  # nothing of a visitor stays on the disk
-                file.unlink(missing_ok=True)
+            for file in files:  # nothing of a visitor stays on the disk, whatever happens to one of them
+                with suppress(OSError):
+                    file.unlink()
         if len(wanted) > room:
             said.append(
                 f"A page has at most {self.limits.max_pictures} pictures, {len(wanted) - room} found no room; remove "
@@ -251,23 +225,22 @@ class Scorer:
         )
         return replace(board, typed=tuple(typed), vocabulary=predictor.vocabulary, predictions=predictions)
 
-    def attention(self, board: Board, position: int, label: int) -> Image.Image:
+    def attention(self, board: Board, key: str, word: str) -> Image.Image:
         """Where the head looked in a picture for a word: the picture, warm at these places.
 
         Args:
             board: scored.
-            position: of the picture.
-            label: of the word, in the board's vocabulary.
+            key: of the picture; its position may be another's by now.
+            word: of the board's vocabulary.
 
         Raises:
             ValueError: if there is no such picture or word.
         """
-        if board.vocabulary is None or not 0 <= position < len(board.pictures):
+        picture = next((picture for picture in board.pictures if picture.key == key and picture.error is None), None)
+        if board.vocabulary is None or picture is None:
             raise ValueError("the picture must still be on the page, it is gone; drop it again")
-        picture = board.pictures[position]
-        if picture.error is not None or not 0 <= label < len(board.vocabulary):
+        if word not in board.vocabulary:
             raise ValueError("the word must be one of those that were scored, it is not; score the words again")
-        word = board.vocabulary.words[label]
         # Of a class its group counts, for which all classes are needed.
         words = board.vocabulary.select([word]) if self.takes_words else [word]
         with self._lock:
@@ -292,7 +265,7 @@ class Scorer:
     def _of_file(self, file: Path) -> Picture:
         try:
             return self.read(file.name, file.read_bytes())
-        except OSError:  # another page has just sent and removed the very same file
+        except OSError:  # it waited for too long, or an event named it twice
             return Picture(file.name, error=f"{file.name} must be sent again, it is gone; drop it once more")
 
 
