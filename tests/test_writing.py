@@ -74,7 +74,7 @@ def test_a_full_disk_behind_the_error_of_a_library_is_found() -> None:
         except RuntimeError as error:
             raise ValueError("another format") from error
 
-    with pytest.raises(OSError, match="a.txt must be written to the end") as caught, to_the_end("a.txt"):
+    with pytest.raises(OSError, match=r"a\.txt must be written to the end") as caught, to_the_end("a.txt"):
         wrapped(errno.ENOSPC)
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(ValueError, match="another format"), to_the_end("a.txt"):
