@@ -18,10 +18,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from zsmld import Evaluator, ZeroShotClassifier, build_dataset
 from zsmld.model import package_versions
 from zsmld.resources import resource_path
 
 RECIPE = "scenes_zsl"
+TEST = build_dataset("scenes", split="test")
 
 
 def main() -> None:
@@ -41,6 +43,7 @@ def main() -> None:
         "settings": options.settings,
         "first_and_second": difference(*models),
         "first_and_shipped": difference(models[0], shipped),
+        "figures": {"first": figures(models[0]), "shipped": figures(shipped)},
         "machine": {"processor": processor(), "system": platform.platform()},
         "versions": package_versions(),
     }
@@ -61,7 +64,7 @@ def difference(ours: Path, theirs: Path) -> dict[str, Any]:
 
     Returns:
         SHA-256 of both weight files, whether they are the same bytes, the number of tensors that differ with the
-        largest difference of an element, and the keys of `config.json` that differ, as `a.b`.
+        largest difference of an element, and the parts of `config.json` that differ.
     """
     weights = [load_file(folder / "model.safetensors") for folder in (ours, theirs)]
     assert list(weights[0]) == list(weights[1])
@@ -71,7 +74,7 @@ def difference(ours: Path, theirs: Path) -> dict[str, Any]:
         if not weights[0][name].equal(weights[1][name])
     }
     hashes = [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (ours, theirs)]
-    configs = [flat(json.loads((folder / "config.json").read_text(encoding="utf-8"))) for folder in (ours, theirs)]
+    configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (ours, theirs)]
     return {
         "sha256": hashes,
         "same_bytes": hashes[0] == hashes[1],
@@ -84,20 +87,13 @@ def difference(ours: Path, theirs: Path) -> dict[str, Any]:
     }
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary by dotted keys.
-
-    Example:
-        >>> flat({"a": {"b": 1}, "c": 2})
-        {'a.b': 1, 'c': 2}
-    """
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
+def figures(model: Path) -> dict[str, float]:
+    """mAP of a model on the test scenes, in percent."""
+    protocols = Evaluator("scenes_gzsl").evaluate(ZeroShotClassifier.from_pretrained(model), TEST).protocols
+    return {
+        "ZSL mAP, 20 unseen words": 100 * protocols["zsl"]["mean_average_precision"],
+        "GZSL mAP, 100 words": 100 * protocols["gzsl"]["mean_average_precision"],
+    }
 
 
 def processor() -> str:
@@ -128,6 +124,9 @@ def page(content: dict[str, Any]) -> str:
             f"| {name} | {'the same' if found['same_bytes'] else 'not the same'} | {found['tensors_apart']} of "
             f"{found['tensors']} | {found['largest_difference']:.1e} | {keys} |"
         )
+    first, shipped = content["figures"]["first"], content["figures"]["shipped"]
+    lines += ["", "| on 2,000 test scenes | the first run | shipped |", "|---|---:|---:|"]
+    lines += [f"| {name} | {first[name]:.2f} | {shipped[name]:.2f} |" for name in first]
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     lines += [
         "",
