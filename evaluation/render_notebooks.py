@@ -41,7 +41,6 @@ def execute(path: Path, seconds: int = 900) -> nbformat.NotebookNode:
         **{name: value for name, value in os.environ.items() if not name.startswith("ZSMLD_")},
         **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore:IProgress not found",
     }
     with tempfile.TemporaryDirectory() as folder:
         # A cache of its own, so that every run does all of its work.
@@ -100,6 +99,8 @@ def _output(output: Any, pictures: Path, stem: str) -> str:
     if output.output_type == "stream":
         return _text_block(output.text)
     data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return ""  # a progress bar, which means nothing when it is over
     if "text/html" in data:
         found = iter(range(1000))
 

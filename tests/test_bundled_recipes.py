@@ -89,7 +89,7 @@ COSINE = ("cosine", 1e-4, 5 / 40)
 CLIP = "timm:vit_base_patch16_clip_quickgelu_224.openai"
 # image encoder, pixels, (schedule, lr, warm-up), optimiser, weight decay, images a step
 OFFICIAL = {
-    "nus_wide_zsl": ("timm:tresnet_v2_l.miil_in21k", 224, ONE_CYCLE, "adam", 1e-2, 56),
+    "nus_wide_zsl": ("timm:tresnet_v2_l.miil_in21k", 224, ONE_CYCLE, "adam", 1e-4, 56),
     "coco_zsl_48_17": ("timm:tresnet_v2_l.miil_in21k", 448, ONE_CYCLE, "adam", 1e-4, 56),
     "coco_zsl_65_15": ("timm:tresnet_v2_l.miil_in21k", 448, ONE_CYCLE, "adam", 1e-4, 56),
     "voc2007": ("timm:tresnet_v2_l.miil_in21k", 448, ONE_CYCLE, "adam", 1e-4, 56),

