@@ -18,7 +18,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_bundled" not in path.
 
 # DESIGN, section 2: a module imports from its own step or from those before it.
 STEPS = [
-    {"resources", "processes", "display", "writing"},
+    {"resources", "processes", "display", "reading", "writing"},
     {"decoder", "losses", "metrics", "augmentation", "text", "images", "vocabulary"},
     {"datasets", "protocols", "model", "baseline"},
     {"scoring", "calibration", "features", "predictor", "evaluator", "report", "attention"}

@@ -387,3 +387,15 @@ def test_a_config_cannot_make_us_read_other_files(change: dict, saved: tuple[Zer
     (saved[1] / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"must not set \['(checkpoint_path|pretrained)'\] of its image encoder"):
         ZeroShotClassifier.from_pretrained(saved[1])
+
+
+def test_the_shipped_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_model) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ZeroShotClassifier.from_pretrained("scenes")
+    assert model.image_encoder.spec == "timm:resnet10t" and model.source is None
+    with pytest.raises(ValueError, match="revision must be None for a folder, got 'main'"):
+        ZeroShotClassifier.from_pretrained("scenes", revision="main")
+    with pytest.raises(FileNotFoundError, match="or write 'scenes' for the model that comes with zsmld"):
+        ZeroShotClassifier.from_pretrained("scene")
+    make_model().save_pretrained("scenes")  # a folder of that name is taken first
+    assert ZeroShotClassifier.from_pretrained("scenes").image_encoder.spec == "timm:test_resnet"

@@ -91,7 +91,7 @@ class TestEachNotebook:
                     imported += [(str(node.module), alias.name) for alias in node.names]
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "zsmld":
                     imported.append(("zsmld", node.attr))
-        assert ("zsmld.resources", "resource_path") in imported
+        assert ("zsmld", "ZeroShotClassifier") in imported
         for module, name in imported:
             assert not any(part.startswith("_") for part in (*module.split("."), name)), f"{module}.{name}"
             found = importlib.import_module(module)

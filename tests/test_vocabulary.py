@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from zsmld import Vocabulary
 from zsmld.vocabulary import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_templates, check_words, named_templates
 
-texts = st.text(min_size=1, max_size=8).map(str.strip).filter(bool)
-word_lists = st.lists(texts, min_size=1, max_size=12, unique=True)
+texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=8)
+texts = texts.map(str.strip).filter(bool)
+word_lists = st.lists(texts, min_size=1, max_size=12, unique_by=lambda text: normalize("NFC", text))
 template_lists = st.lists(
     st.sampled_from(["{}", "a photo of a {}.", "it is a {}!", "{} in the wild"]), min_size=1, unique=True
 )

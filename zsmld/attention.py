@@ -162,8 +162,7 @@ def explain(
             or there is no such head or layer.
 
     Example:
-        >>> from zsmld.resources import resource_path
-        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> model = ZeroShotClassifier.from_pretrained("scenes")
         >>> found = explain(model, Image.new("RGB", (90, 60)), ["red star", "blue ring"])
         >>> found, found.maps().shape
         (Attention(2 words, 8x8 places, 90x60px), (2, 60, 90))

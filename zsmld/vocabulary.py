@@ -5,6 +5,7 @@ The only owner of label order: column j of every array in zsmld is `vocabulary.w
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,11 @@ def _first(texts: Sequence[str]) -> str:
 
 
 def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = False) -> tuple[str, ...]:
-    """Words as a tuple of distinct, stripped, non-empty texts, or an error that names what is wrong."""
+    """Words as a tuple of distinct, stripped, non-empty texts of one line, or an error that names what is wrong.
+
+    Two spellings of one text, é as one character or as e and an accent, are not distinct: nobody could tell the columns
+    apart. The words themselves stay as they are spelled.
+    """
     if isinstance(words, str):
         raise TypeError(f"{name} must be a list of words, got the text {words!r}; write [{words!r}]")
     if isinstance(words, (set, frozenset)) and name == "words":
@@ -209,6 +214,24 @@ def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = F
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:
         raise ValueError(f"{name} must be distinct, got {duplicates[:5]} more than once; remove the duplicates")
+    together = "".join(words)
+    if not together.isprintable():
+        # One word a line is what lists of words are, and neither file nor database has room for the others.
+        broken = [word for word in words if "\0" in word or len(word.splitlines()) > 1 or not _is_unicode(word)]
+        if broken:
+            raise ValueError(
+                f"{name} must be of one line, without NUL and without halves of characters, got {broken[0]!r:.80}; "
+                f"write it anew"
+            )
+    if not together.isascii():
+        spelled: dict[str, str] = {}
+        for word in words:
+            other = spelled.setdefault(unicodedata.normalize("NFC", word), word)
+            if other is not word:
+                raise ValueError(
+                    f"{name} must be distinct, got {other!r} twice, once as {other!a} and once as {word!a}, "
+                    f"which look alike; remove one"
+                )
     return words
 
 

@@ -58,8 +58,7 @@ def calibrate(
 
     Example:
         >>> from zsmld.datasets import build_dataset
-        >>> from zsmld.resources import resource_path
-        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> model = ZeroShotClassifier.from_pretrained("scenes")
         >>> images = build_dataset("scenes", split="val", num_images=16)
         >>> calibrate(model, images, heldout_words=(), device="cpu").stacking
         0.0

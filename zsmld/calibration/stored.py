@@ -159,6 +159,8 @@ class Calibration:
         Raises:
             ValueError: listing the keys that are missing or unknown, or every value that is wrong.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"calibration must be a mapping, got {_shortened(state)}; calibrate again")
         known = {field.name for field in fields(cls)}
         missing, unknown = sorted(known - set(state)), sorted(set(state) - known)
         if missing or unknown:

@@ -41,7 +41,6 @@ def serve(options: argparse.Namespace) -> int:
     from zsmld import ZeroShotClassifier
     from zsmld.cli.training_free import is_training_free, open_model
     from zsmld.cli.verbs import words_of
-    from zsmld.resources import resource_path
     from zsmld.web import Limits
     from zsmld.web import serve as serve_page
 
@@ -49,7 +48,7 @@ def serve(options: argparse.Namespace) -> int:
     words = words_of(options.words)
     page: dict[str, Any] = {}
     if options.model is None:
-        model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        model = ZeroShotClassifier.from_pretrained("scenes")
         page = _scenes(model)
     elif is_training_free(options.model):
         if words is None:

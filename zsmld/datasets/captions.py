@@ -262,7 +262,7 @@ def _vocabulary(
     if isinstance(words, (str, Path)):
         if not Path(words).is_file():
             raise FileNotFoundError(f"words must be an existing file, one word a line, not found: {words}; correct it")
-        words = [line for line in Path(words).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        words = [line for line in _lines_of(Path(words), "words") if line.strip()]
     return None if words is None else Vocabulary(check_words(words), templates=templates)
 
 
@@ -272,7 +272,7 @@ def _read_sentences(path: Path) -> tuple[list[str], pd.Series | None]:
         raise FileNotFoundError(f"path must be an existing file of sentences, not found: {path}; correct the path")
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return path.read_text(encoding="utf-8-sig").splitlines(), None
+        return _lines_of(path, "path"), None
     if suffix == ".json":
         try:
             return [str(entry["caption"]) for entry in json.loads(path.read_bytes())["annotations"]], None
@@ -294,6 +294,13 @@ def _read_sentences(path: Path) -> tuple[list[str], pd.Series | None]:
         )
     rows = ["" if cell is None or cell != cell else str(cell) for cell in frame["caption"]]
     return rows, frame["labels"] if "labels" in frame.columns else None
+
+
+def _lines_of(path: Path, argument: str) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{argument} must be a UTF-8 text file, {path} is not: {error}; convert it") from error
 
 
 def _read_synonyms(path: str | Path | None) -> dict[str, list[str]]:

@@ -31,7 +31,7 @@ def photo_paths(root: Path, year: int, file_names: Mapping[str, Sequence[str]]) 
     def is_there(path: str) -> bool:
         folder, _, name = path.rpartition("/")
         if folder not in listed:
-            listed[folder] = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
+            listed[folder] = set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set()
         return name in listed[folder]
 
     years = (year, 2017 if year == 2014 else 2014)

@@ -5,6 +5,7 @@ A reader (`nus_wide`, `coco`, …) turns official files into an `Index`; `Index.
 """
 
 import json
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from zsmld.datasets.rows import (
     apply_policies,
     check_split,
     content_digest,
-    from_label_lists,
     ids_digest,
     on_disk,
     refuse,
@@ -32,6 +32,7 @@ from zsmld.datasets.rows import (
     shown,
     to_label_lists,
 )
+from zsmld.datasets.stored_index import read_manifest, read_rows
 from zsmld.images import load_image
 from zsmld.protocols import Protocol
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words, read_descriptions
@@ -382,35 +383,21 @@ class Index:
             raise FileNotFoundError(
                 f"path must be a folder that `zsmld prepare` wrote, {folder} has no {' and no '.join(absent)}; run it"
             )
-        try:
-            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{folder / _MANIFEST} must be JSON, it is damaged: {error}; prepare it again") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-            raise ValueError(f"{folder / _MANIFEST} must have format {_FORMAT}; prepare it again with this zsmld")
-        absent = [key for key in ("dataset", "root", "missing", "words", "partitions", "sha256") if key not in manifest]
-        # Words and rows are hashed together: labels are positions in the words.
-        if absent or content_digest(folder / _ROWS, manifest["words"], manifest["missing"]) != manifest["sha256"]:
-            raise ValueError(
-                f"{folder / _ROWS} and {_MANIFEST} must belong together, they are damaged or of two indices; "
-                f"prepare it again"
-            )
+        manifest = read_manifest(folder / _MANIFEST, folder / _ROWS, _FORMAT)
         image_root = Path(manifest["root"] if root is None else root)
-        if not image_root.is_dir():
+        if not os.path.isdir(image_root):  # Path.is_dir refuses long names
             raise FileNotFoundError(f"root must be the folder of the images, not found: {image_root}; pass root=")
-        table = pq.ParquetFile(folder / _ROWS).read()
-        columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-        shape = (len(table), len(manifest["words"]))
+        ids, paths, splits, targets = read_rows(folder / _ROWS, len(manifest["words"]))
         known = {"format", "dataset", "root", "missing", "num_words", "splits", "sha256", "versions"}
         return cls(
             name=manifest["dataset"],
             root=image_root,
             words=tuple(manifest["words"]),
             partitions=manifest["partitions"],
-            ids=columns["id"],
-            paths=columns["path"],
-            splits=np.array(columns["split"].dictionary.to_pylist())[columns["split"].indices.to_numpy()],
-            targets=from_label_lists({n: columns[n] for n in VALUES if n in columns}, shape),
+            ids=ids,
+            paths=paths,
+            splits=splits,
+            targets=targets,
             missing=manifest["missing"],
             manifest={k: v for k, v in manifest.items() if k not in known | {"partitions", "words"}},
         )

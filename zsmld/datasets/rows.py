@@ -145,7 +145,7 @@ def on_disk(root: Path, paths: pa.StringArray) -> np.ndarray:
         folder, _, name = path.rpartition("/")
         if folder not in listed:
             where = root / folder
-            listed[folder] = set(os.listdir(where)) if where.is_dir() else set()
+            listed[folder] = set(os.listdir(where)) if os.path.isdir(where) else set()  # Path.is_dir refuses long names
         found[i] = name in listed[folder]
     return found
 

@@ -5,6 +5,7 @@ image,labels
 000000000025.jpg,giraffe
 """
 
+import os
 import posixpath
 import warnings
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from zsmld.datasets.folder import SPLIT_NAMES, divide, read_lines
 from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split
 from zsmld.datasets.partition import read_partition
 from zsmld.datasets.rows import refuse
+from zsmld.reading import read_parquet
 from zsmld.vocabulary import DEFAULT_TEMPLATES, check_words
 
 _IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename")
@@ -268,7 +270,7 @@ def _read_frame(path: Path, problems: list[str]) -> pd.DataFrame | None:
         elif suffix in (".jsonl", ".ndjson"):
             frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
         elif suffix == ".parquet":
-            frame = pd.read_parquet(path)
+            frame = read_parquet(path)
         else:
             problems.append(
                 f"path must end in .csv, .tsv or .jsonl, got {path.name}; convert or rename it (.parquet works too)"
@@ -313,7 +315,7 @@ def _root(path: Path, images: str | Path | None, paths: pd.Index) -> Path:
     if not beside.is_dir():
         return path.parent
     some = paths[:: max(1, len(paths) // 20)]  # where more of them are; a first photo may be missing
-    return max((path.parent, beside), key=lambda folder: sum((folder / image).is_file() for image in some))
+    return max((path.parent, beside), key=lambda folder: sum(os.path.isfile(folder / image) for image in some))
 
 
 def _splits_of_column(

@@ -44,6 +44,8 @@ def check_arguments(given: dict[str, Any]) -> None:
             f"num_heads must divide decoder_dim={decoder_dim}, got {num_heads}; choose one of "
             f"{[h for h in (1, 2, 4, 8, 12, 16) if decoder_dim % h == 0]}"
         )
+    if not 0 <= given["dropout"] <= 1:
+        raise ValueError(f"dropout must be a probability, got {given['dropout']}; the paper uses 0.1")
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}; the paper uses 1")
     if output not in get_args(Output):

@@ -2,8 +2,6 @@
 
 import csv
 import pickle
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +12,12 @@ import numpy as np
 
 from zsmld.datasets import Dataset, dense_targets
 from zsmld.metrics.arrays import row_chunks
+from zsmld.reading import read_parquet, read_torch
 from zsmld.report.scores_file import digest_of
 
 _ID_COLUMNS = ("id", "image_id", "image", "path", "file_name", "filename")
 _VALUE_NAMES = ("scores", "logits", "targets", "values")
 _SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".parquet", ".csv", ".tsv")
-# What NumPy, PyTorch, pandas and pyarrow raise on a damaged or foreign file; ArrowInvalid, EmptyDataError and
-# ParserError are ValueErrors.
-_UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError)
-_UNREADABLE += (AttributeError, TypeError, zipfile.BadZipFile, zlib.error, csv.Error)
 
 
 @dataclass(frozen=True)
@@ -121,12 +116,12 @@ def read_matrix(path: str | Path) -> Matrix:
     load = {".npy": _load_array, ".npz": _load_arrays, ".pt": _load_tensors, ".pth": _load_tensors}
     try:
         content = load.get(path.suffix, _load_frame)(path)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} must be a {path.suffix} file with a tensor, or a dict of a tensor and lists of texts, it is "
-            f"damaged or holds other objects, such as NumPy arrays; save torch.from_numpy(array), or write .npy"
-        ) from error
-    except _UNREADABLE as error:
+    except Exception as error:  # NumPy, zip, PyTorch, pandas and Arrow have many kinds; the reader needs the path
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise ValueError(
+                f"{path} must be a {path.suffix} file with a tensor, or a dict of a tensor and lists of texts, it is "
+                f"damaged or holds other objects, such as NumPy arrays; save torch.from_numpy(array), or write .npy"
+            ) from error
         if "allow_pickle" in str(error):
             raise ValueError(
                 f"{path} must hold numbers, and texts as a text array, it holds Python objects; save "
@@ -150,9 +145,7 @@ def _load_arrays(path: Path) -> dict[str, Any]:
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:
-    import torch
-
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_torch(path)
     return content if isinstance(content, dict) else {"values": content}
 
 
@@ -161,7 +154,7 @@ def _load_frame(path: Path) -> Any:
     import pandas as pd
 
     if path.suffix == ".parquet":
-        frame = pd.read_parquet(path)
+        frame = read_parquet(path)
         return frame.reset_index() if frame.index.name in _ID_COLUMNS else frame
     delimiter = "," if path.suffix == ".csv" else "\t"
     with open(path, encoding="utf-8-sig", newline="") as file:  # pandas would rename the second of two equal words

@@ -95,8 +95,7 @@ def export_model(
 
     Example:
         >>> import tempfile
-        >>> from zsmld.resources import resource_path
-        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> model = ZeroShotClassifier.from_pretrained("scenes")
         >>> with tempfile.TemporaryDirectory() as home:
         ...     report = export_model(model, f"{home}/star", words=["red star"], format="torch_export")
         ...     exported = load_exported(f"{home}/star", "cpu", trust_program=True)

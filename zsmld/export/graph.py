@@ -31,8 +31,7 @@ class ExportGraph(nn.Module):
         include_preprocessing: take pixels, uint8, and normalise them inside.
 
     Example:
-        >>> from zsmld.resources import resource_path
-        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> model = ZeroShotClassifier.from_pretrained("scenes")
         >>> logits, scores = ExportGraph(model)(torch.zeros(2, 3, 64, 64), torch.randn(5, 384))
         >>> logits.shape, bool((scores == logits.sigmoid()).all())
         (torch.Size([2, 5]), True)

@@ -66,7 +66,14 @@ def load_exported(folder: str | Path, device: str = "auto", trust_program: bool 
         model.heldout_words = check_words(config["heldout_words"], "heldout_words", allow_empty=True)
         model.calibration, model.prediction = config["calibration"], config["prediction"]
         model.scores, model.training_record = config["scores"], config["training"]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        for key in ("calibration", "prediction", "training"):
+            if not isinstance(config[key], dict | None):
+                raise TypeError(f"a {key} of type {type(config[key]).__name__}, which is no mapping")
+    except (OSError, ImportError):  # what is not on this machine
+        raise
+    except Exception as error:  # a runtime, JSON and the parts of a model have many kinds; the reader needs the path
+        if str(error).startswith(("exported folder", "trust_program", "device", str(folder))):
+            raise
         raise ValueError(
             f"exported folder {folder} must be complete, it is damaged: {error!r}; export it again"
         ) from error
@@ -112,7 +119,7 @@ def _word_embeddings(path: Path) -> Tensor:
         raise FileNotFoundError(
             f"exported folder must hold {path.name}, not found in {path.parent}; export the model again"
         ) from error
-    except (ValueError, TypeError, EOFError) as error:  # cut short, a pickle, no array of numbers
+    except Exception as error:  # cut short, a pickle, no array of numbers: numpy has many kinds
         raise ValueError(
             f"{path} must be an array of numbers, it is damaged: {error}; export the model again"
         ) from error

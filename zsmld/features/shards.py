@@ -116,7 +116,8 @@ class ShardFolder:
                 continue
             try:
                 hashes, embeddings = _open_shard(path)
-                expected = (torch.uint8, (len(hashes), HASH_BYTES), self.dtype, (len(hashes), *self.shape))
+                num_images = len(hashes) if hashes.ndim else 0
+                expected = (torch.uint8, (num_images, HASH_BYTES), self.dtype, (num_images, *self.shape))
                 found = (hashes.dtype, tuple(hashes.shape), embeddings.dtype, tuple(embeddings.shape))
                 if found != expected:
                     raise ValueError(f"it must hold {expected}, got {found}")

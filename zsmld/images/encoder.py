@@ -21,6 +21,7 @@ from zsmld.images.weights import reachable
 
 # These mix several scales or drop the map before their last layer: there is no (B,S,C) to attend to.
 _NO_MAP = ("pit_", "crossvit_", "coat_")
+_LARGEST_SIDE = 4096  # a checkpoint may ask for any: memory grows with the square
 
 
 class ImageEncoder(nn.Module):
@@ -80,9 +81,10 @@ class ImageEncoder(nn.Module):
         global_token: bool = False,
     ) -> None:
         super().__init__()
-        if image_size is not None and image_size < 1:
+        if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
             raise ValueError(
-                f"image_size must be a positive number of pixels, got {image_size}; leave it out for default"
+                f"image_size must be a positive number of pixels, at most {_LARGEST_SIDE}, got {image_size}; leave it "
+                f"out for default"
             )
         self.body: Any  # timm's and open_clip's networks share no type
         kind, _, name = spec.partition(":")

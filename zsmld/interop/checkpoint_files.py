@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zsmld.reading import read_torch
+
 # Where the usual training loops put their weights. Averaged ones first: they are what a paper reports.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 _RAW = ("state_dict", "model", "model_state_dict", "net", "module", "weights")
@@ -71,7 +73,7 @@ def read_checkpoint(path: str | Path, averaged: bool | None = None) -> StoredWei
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint must be an existing file, not found: {path}; correct the path")
     if path.suffix in (".pdparams", ".pdema"):
-        loaded: Any = _paddle_tensors(read_arrays(path))
+        loaded: Any = _paddle_tensors(read_arrays(path), path)
     elif path.suffix == ".safetensors":
         loaded = _read_safetensors(path)
     else:
@@ -134,7 +136,7 @@ def _read_torch(path: Path) -> Any:
     plain += [(part, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, part in parts.items()]
     try:
         with torch.serialization.safe_globals(plain):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return read_torch(path)
     except Exception as error:  # torch, pickle and zip have many kinds; the reader needs the path and the reason
         try:
             with torch.serialization.safe_globals(plain):
@@ -148,7 +150,7 @@ def _read_torch(path: Path) -> Any:
         ) from error
 
 
-def _paddle_tensors(loaded: Any) -> Any:
+def _paddle_tensors(loaded: Any, path: Path) -> Any:
     """Arrays as tensors, without Paddle's table of names; (name, array) as the array."""
     if not isinstance(loaded, dict):
         return loaded
@@ -157,11 +159,11 @@ def _paddle_tensors(loaded: Any) -> Any:
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
             value = value[1]
         if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
-            raise ValueError(f"{name!r} must be an array of numbers, got {value.dtype}; do not trust this file")
+            raise ValueError(f"{path}: {name!r} must be an array of numbers, got {value.dtype}; do not trust this file")
         if isinstance(value, np.ndarray):
             found[name] = torch.from_numpy(np.array(value))
         elif name != _PADDLE_NAMES:
-            found[name] = _paddle_tensors(value)
+            found[name] = _paddle_tensors(value, path)
     return found
 
 

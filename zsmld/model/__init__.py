@@ -294,7 +294,8 @@ class ZeroShotClassifier(nn.Module):
         """Load a model from a folder, or from the Hugging Face Hub; downloads no other weights, runs no foreign code.
 
         Args:
-            path_or_hub_id: a folder written by `save_pretrained`; or on the Hub "owner/name" or "owner/name@revision".
+            path_or_hub_id: a folder written by `save_pretrained`; "scenes", the small model that comes with zsmld, if
+                no folder here has that name; or on the Hub "owner/name" or "owner/name@revision".
             revision: commit hash, tag or branch on the Hub. A commit never changes, and once it is in the cache it
                 needs no network; without one the newest is loaded, with a warning that names it.
             device: where the network goes.

@@ -46,8 +46,7 @@ def model_card(
 
     Example:
         >>> from zsmld import ZeroShotClassifier
-        >>> from zsmld.resources import resource_path
-        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> model = ZeroShotClassifier.from_pretrained("scenes")
         >>> model_card(model, license="apache-2.0").data.license
         'apache-2.0'
     """

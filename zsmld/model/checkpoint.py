@@ -5,11 +5,18 @@ safetensors, which hold arrays and nothing that runs.
 """
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from zsmld.decoder import build_decoder
 from zsmld.images import ImageEncoder
@@ -27,7 +34,9 @@ _IMAGE_KEYS = {"spec", "stage", "model_kwargs", "image_size", "mean", "std", "in
 # Arguments of timm's and open_clip's models, at any depth, that read files, fetch weights or allow pickles.
 _FORBIDDEN_KWARGS = {"cache_dir", "load_weights", "weights_only"}
 _FORBIDDEN_STARTS, _FORBIDDEN_ENDS = ("pretrained", "hf_"), ("_path", "_pretrained")  # not timm's drop_path_rate
-_FOLDERS = ("timm:local-dir:", "timm:/", "timm:.", "timm:~")  # an encoder from a folder is stored by its name
+_FOLDERS = tuple(
+    f"{kind}:{start}" for kind in ("timm", "open_clip") for start in ("local-dir:", "/", ".", "~")
+)  # an encoder from a folder is stored by its name
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -70,7 +79,8 @@ def load_checkpoint(cls: type["ZeroShotClassifier"], folder: Path, name: str) ->
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"checkpoint {name} must be readable, it is damaged: {error}; save it again") from error
-    model, vocabulary = _build(cls, config, name)
+    with _no_larger_than(tensors):
+        model, vocabulary = _build(cls, config, name)
     has_words = vocabulary is not None and model.decoder.text_dim is not None
     word_embeddings = tensors.pop("word_embeddings", None) if has_words else None
     own = model.state_dict()
@@ -87,8 +97,38 @@ def load_checkpoint(cls: type["ZeroShotClassifier"], folder: Path, name: str) ->
         )
     model.load_state_dict(tensors)
     if vocabulary is not None:
-        model.remember_words(vocabulary, word_embeddings)
+        try:
+            model.remember_words(vocabulary, word_embeddings)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {name} must have embeddings of its words: {error}") from error
     return model
+
+
+@contextmanager
+def _no_larger_than(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse a network that is far larger than its weights, before its memory is used: a configuration can ask for any.
+
+    Somewhat larger it may be: of open_clip's models the text tower is built too, of networks with a stage the rest.
+    """
+    left = {
+        "numbers": 500_000_000 + 10 * sum(tensor.numel() for tensor in tensors.values()),
+        "tensors": 2_000 + 10 * len(tensors),
+    }
+    thread = threading.get_ident()  # others may build networks of their own
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        if tensor is not None and threading.get_ident() == thread:
+            left["numbers"] -= tensor.numel()
+            left["tensors"] -= 1
+            if min(left.values()) < 0:
+                raise ValueError("a network far larger than the weights beside it")
+
+    hooks = (register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _build(
@@ -102,6 +142,12 @@ def _build(
             raise ValueError(f"checkpoint {name} must not set {foreign} of its image encoder; it is not one of ours")
         if image_config["spec"].startswith(_FOLDERS):
             raise ValueError(f"checkpoint {name} must not name a folder as its image encoder; it is not one of ours")
+        if max(_numbers(image_config["model_kwargs"]), default=0) > 1_000_000:  # of blocks, channels or pixels
+            raise ValueError(f"model_kwargs with numbers of no network: {image_config['model_kwargs']!r:.80}")
+        with torch.device("meta"):  # without memory, in which sizes beyond all reason are found
+            build_decoder(config["decoder"])
+            if image_config["spec"].startswith("timm:") and _may_be_large(image_config):
+                ImageEncoder(pretrained=False, **image_config)
         image_encoder = ImageEncoder(pretrained=False, **image_config)
         decoder = build_decoder(config["decoder"])
         model = cls(image_encoder, decoder, recipe=config["recipe"])
@@ -129,9 +175,28 @@ def _build(
             raise ValueError(
                 f"checkpoint {name} must have heldout_words among its seen words, got {strangers[:5]}; correct {CONFIG}"
             )
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+    except (FileNotFoundError, ImportError):  # what is not on this machine
+        raise
+    except Exception as error:  # timm, open_clip and torch have many kinds; the reader needs the path
+        if str(error).startswith(f"checkpoint {name} "):
+            raise
         raise ValueError(f"checkpoint {name} must have a complete {CONFIG}, got {error}; save it again") from error
     return model, vocabulary
+
+
+def _may_be_large(image_config: dict[str, Any]) -> bool:
+    """Whether a tensor of the encoder could have more than half a billion numbers: as many positions as pixels, say."""
+    size = image_config.get("image_size") or 0
+    return size**2 * max([2048, *_numbers(image_config["model_kwargs"])]) > 2**29
+
+
+def _numbers(options: Any) -> Iterator[float]:
+    """The numbers in nested lists and mappings."""
+    if isinstance(options, int | float):
+        yield abs(options)
+    elif isinstance(options, list | dict):
+        for value in options.values() if isinstance(options, dict) else options:
+            yield from _numbers(value)
 
 
 def _forbidden(options: Any) -> Iterator[str]:

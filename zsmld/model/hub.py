@@ -12,6 +12,7 @@ from zsmld.model.card import model_card
 from zsmld.model.card_figures import ReportLike
 from zsmld.model.checkpoint import read_config
 from zsmld.model.files import CARD, CONFIG, WEIGHTS, package_versions
+from zsmld.resources import resource_path
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:@([^\s@]+))?", re.ASCII)
+_SHIPPED = "scenes"  # the small model that comes with the package
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,7 +34,7 @@ def find_checkpoint(
     both of one commit. The Hub's client keeps them in its cache, where a commit is found without a network.
 
     Args:
-        path_or_hub_id: a folder, "owner/name" or "owner/name@revision".
+        path_or_hub_id: a folder, "scenes" (what comes with zsmld), "owner/name" or "owner/name@revision".
         revision: commit, tag or branch.
         token: of the Hub; default the stored one.
 
@@ -44,6 +46,8 @@ def find_checkpoint(
         ValueError: if a revision is given where there can be none, or what the Hub has is no model of ours.
     """
     folder = Path(path_or_hub_id)
+    if str(path_or_hub_id) == _SHIPPED and not folder.is_dir():
+        folder = resource_path("data", "scenes", "model")
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision must be None for a folder, got {revision!r} with {folder}; leave it out")
@@ -54,7 +58,8 @@ def find_checkpoint(
     match = _HUB_ID.fullmatch(str(path_or_hub_id))
     if match is None:
         raise FileNotFoundError(
-            f"model must be an existing folder or a Hub id 'owner/name', not found: {path_or_hub_id}; correct the path"
+            f"model must be an existing folder or a Hub id 'owner/name', not found: {path_or_hub_id}; correct the path "
+            f"or write {_SHIPPED!r} for the model that comes with zsmld"
         )
     repo_id, named = match.groups()
     if named and revision:

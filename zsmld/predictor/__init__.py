@@ -67,8 +67,7 @@ class Predictor:
             precision.
 
     Example:
-        >>> from zsmld.resources import resource_path
-        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> model = ZeroShotClassifier.from_pretrained("scenes")
         >>> predictor = Predictor(model, words=["red star", "blue ring"])
         >>> predictor.vocabulary.words
         ('red star', 'blue ring')

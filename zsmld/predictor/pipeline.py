@@ -140,10 +140,9 @@ def pipeline(
     none of.
 
     Example:
-        >>> from zsmld.resources import resource_path
         >>> from zsmld import build_dataset
         >>> image = build_dataset("scenes", split="test", num_images=1)[0]["image"]
-        >>> classifier = pipeline(model=resource_path("data", "scenes", "model"), device="cpu")
+        >>> classifier = pipeline(model="scenes", device="cpu")
         >>> [sorted(entry) for entry in classifier(image, candidate_labels=["red star", "blue ring"])]
         [['label', 'score'], ['label', 'score']]
     """

@@ -89,7 +89,8 @@ def write_records(path: Path, suffix: str, chunks: Iterable[pa.Table]) -> None:
     Args:
         path: of the file.
         suffix: one of `RECORD_SUFFIXES`. `.csv` joins words, scores and labels by `|`, and its scores are the shortest
-            decimals that stand for their fp32.
+            decimals that stand for their fp32. Words and paths stand there as they are, also one that begins with =:
+            import the columns as text into a spreadsheet, which would take it for a formula.
         chunks: rows of `RECORD`, further columns are left out.
 
     Example:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, get_args
 
@@ -20,6 +21,9 @@ _NOT_IN_RECIPE = {
     "protocol": {"task", "num_seen", "num_unseen", "words_file"},
     "options": {"root", "problems"},  # of a dataset's reader
 }
+
+
+_MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -40,8 +44,30 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> Any:
-    """YAML with version 1.2's numbers."""
-    return yaml.load(text, _Loader)
+    """YAML with version 1.2's numbers; tags make nothing but plain values.
+
+    Raises:
+        yaml.YAMLError: if it is none, or repeats by its anchors what would be more than a recipe holds.
+    """
+    try:
+        found = yaml.load(text, _Loader)
+        num_values = _count_values(found, {})
+    except (ValueError, RecursionError) as error:  # the 45th of a month, a number of 5,000 digits, lists without end
+        raise yaml.YAMLError(str(error)) from error
+    if num_values > _MOST_VALUES:
+        raise yaml.YAMLError(f"it holds more than {_MOST_VALUES:,} values, most by its anchors")
+    return found
+
+
+def _count_values(value: Any, counted: dict[int, int]) -> int:
+    """How many values there are once what an anchor names is written out; without end if it holds itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = _MOST_VALUES + 1  # for what is inside and names it
+        inner = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_count_values(one, counted) for one in inner)
+    return counted[id(value)]
 
 
 def arguments_of(section: str, target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -75,9 +101,9 @@ def checked_values(
                 checked[key] = parser.parse_object({key: value})[key]
             except Exception as error:  # jsonargparse has its own kinds; the reader needs key, type and value
                 expected = inspect.formatannotation(arguments[key].annotation)
-                if "Expected" not in str(error) and "validate" not in str(error):
+                if not isinstance(error, ArgumentError) and "validate" not in str(error):
                     raise
-                problems.append(f"{section}.{key} must be {expected}, got {value!r}")
+                problems.append(f"{section}.{key} must be {expected}, got {value!r:.200}")
     optional = given if section != "protocol" else {"name"}  # a protocol's name may follow from the dataset
     required = [name for name, p in arguments.items() if p.default is inspect.Parameter.empty and name not in optional]
     problems += [f"{section}.{name} must be given" for name in required]

@@ -63,14 +63,18 @@ def read_published(path: str | Path | None = None) -> list[PublishedFigure]:
         [('f1_at_3', 27.8), ('f1_at_5', 26.4), ('mean_average_precision', 15.1)]
     """
     path = resource_path("evaluation", "published.csv") if path is None else Path(path)
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name} must be a CSV file in UTF-8, it is not: {error}; repair it") from error
     columns = [field.name for field in fields(PublishedFigure) if field.name != "printed"]
     if reader.fieldnames != columns:
         raise ValueError(
             f"{path.name} must have the columns {columns}, got {reader.fieldnames}; correct its first line"
         )
     figures, wrong, found = [], [], set()
-    for line, row in enumerate(reader, 2):
+    for line, row in enumerate(rows, 2):
         try:
             figure = _parse(row)
         except (ValueError, TypeError) as error:

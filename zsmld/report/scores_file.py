@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +103,18 @@ def read_scores(path: str | Path, sha256: str) -> ScoresFile:
             kind: Kind = "logits" if "logits" in arrays.files else "scores"
             scores, words, is_seen = arrays[kind], arrays["words"].tolist(), arrays["is_seen"]
             triple = (arrays["target_values"], arrays["target_columns"], arrays["target_starts"])
-            targets = sparse.csr_array(triple, shape=scores.shape).toarray() + arrays["target_fill"]
+            entries = sparse.csr_array(triple, shape=scores.shape)
+            entries.check_format(full_check=True)  # a column beyond the words would be written beyond the memory
+            targets = entries.toarray() + arrays["target_fill"]
             ids = arrays["ids"].tolist()
+        if scores.dtype.kind != "f" or targets.shape != scores.shape or not np.isin(targets, (-1, 0, 1)).all():
+            raise ValueError(f"scores are {scores.dtype} {scores.shape}, targets {targets.shape} must be 1, 0 or -1")
         vocabulary = Vocabulary(words, seen=[word for word, seen in zip(words, is_seen, strict=True) if seen])
+        if not all(isinstance(image_id, str) for image_id in ids):
+            raise ValueError("ids that are no texts")
         if len(ids) != len(scores) or len(words) != scores.shape[1]:
             raise ValueError(f"{scores.shape} scores of {len(ids)} ids and {len(words)} words")
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # NumPy, zip and SciPy have many kinds; the reader needs the path
         raise ValueError(
             f"{path} must be the scores that the report was saved with, it cannot be read as such: {error}; save the "
             f"report again"
@@ -145,7 +150,7 @@ def report_path(path: str | Path, scores: bool = True) -> Path:
     if json_path.is_file():
         try:
             earlier = json.loads(json_path.read_text(encoding="utf-8"))
-        except ValueError:  # JSONDecodeError, UnicodeDecodeError
+        except (ValueError, RecursionError):  # no JSON, no UTF-8, or lists in lists without end
             earlier = None
     ours = isinstance(earlier, dict) and isinstance(earlier.get("protocols"), dict)
     written = [json_path, *(json_path.with_suffix(ending) for ending in (".md", ".html"))]
@@ -188,7 +193,7 @@ def open_report(path: str | Path) -> tuple[dict[str, Any], ScoresFile, Path]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # the last: lists in lists without end
         raise ValueError(f"{path} must be the JSON file of a report, it is no JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("protocols"), dict) or not content["protocols"]:
         raise ValueError(f"{path} must be the JSON file of a report, it has no protocols; write one with Report.save")

@@ -1,12 +1,13 @@
 """Files of word vectors: GloVe, fastText or word2vec text, .npz with `words` and `embeddings`, or .pt with both."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from zsmld.reading import read_torch
 
 
 class WordVectors:
@@ -165,8 +166,11 @@ def _read_npz(path: Path, given: Sequence[str] | None) -> tuple[dict[str, int], 
     arrays = _load_numpy(path)
     with arrays:
         if {"words", "embeddings"} <= set(arrays.files):
-            words = list(map(str, _array_in(arrays, "words", path)))
-            vectors = _array_in(arrays, "embeddings", path).astype(np.float32)
+            words = _words_in(arrays, "words", path)
+            vectors = _array_in(arrays, "embeddings", path)
+            if vectors.dtype.kind not in "fiu":
+                raise ValueError(f"{path}: embeddings must be numbers, got {vectors.dtype}; save them as fp32")
+            vectors = vectors.astype(np.float32)
             if vectors.ndim != 2 or len(words) != len(vectors):
                 raise ValueError(f"{path}: embeddings must be ({len(words)}, T), got {vectors.shape}; one row per word")
             if not np.isfinite(vectors).all():
@@ -178,15 +182,20 @@ def _read_npz(path: Path, given: Sequence[str] | None) -> tuple[dict[str, int], 
             raise ValueError(
                 f"{path} must hold the arrays 'words' and 'embeddings', got {sorted(arrays.files)}; rename them"
             )
-        classes = given if stored is None or given is not None else list(map(str, _array_in(arrays, stored, path)))
+        classes = given if stored is None or given is not None else _words_in(arrays, stored, path)
         assert classes is not None  # for the type checker: one of both is there
         return _labels_of(classes), orient_vectors(_array_in(arrays, others[0], path), len(classes), str(path))
 
 
 def _load_numpy(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
+            raise ValueError("it is of the other kind")
+        return loaded
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy, zip and zlib have many kinds
         # numpy's own sentence advises to unpickle, which runs what a stranger wrote.
         raise ValueError(
             f"{path} must be numbers or texts as numpy saves them, cannot read it, it is damaged or a pickle; save it "
@@ -194,12 +203,23 @@ def _load_numpy(path: Path) -> Any:
         ) from error
 
 
+def _words_in(arrays: Any, name: str, path: Path) -> list[str]:
+    words = _array_in(arrays, name, path)
+    if words.ndim != 1:
+        raise ValueError(f"{path}: {name} must be a list of texts, got the shape {words.shape}; save np.array(list)")
+    return [str(word) for word in words]
+
+
 def _array_in(arrays: Any, name: str, path: Path) -> np.ndarray:
     try:
         found: np.ndarray = arrays[name]
-    except ValueError as error:  # of objects
+        if not isinstance(found, np.ndarray):  # a member of the archive that is no array, as bytes
+            raise ValueError("it is no array")
+    except Exception as error:  # of objects, cut short, or larger than memory: numpy, zip and zlib have many kinds
+        objects = "allow_pickle" in str(error)
         raise ValueError(
-            f"{path}: {name} must be an array of numbers or texts, got objects; save it as np.array(list)"
+            f"{path}: {name} must be an array of numbers or texts, "
+            f"{'got objects' if objects else 'it is damaged'}; save it as np.array(list)"
         ) from error
     return found
 
@@ -210,13 +230,19 @@ def _read_array(path: Path) -> tuple[np.ndarray, list[str] | None]:
         array: np.ndarray = _load_numpy(path)
         return array, None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} must hold a tensor, cannot read it: {' '.join(str(error).split())[:160]}") from error
+        loaded = read_torch(path)
+    except ValueError as error:
+        raise ValueError(f"{path} must hold a tensor, cannot read it: {str(error)[:160]}; save it again") from error
     words = None
     if isinstance(loaded, dict):
         tensors = [value for value in loaded.values() if isinstance(value, torch.Tensor)]
         words, loaded = loaded.get("classes", loaded.get("words")), tensors[0] if len(tensors) == 1 else None
     if not isinstance(loaded, torch.Tensor):
         raise ValueError(f"{path} must hold one tensor of word vectors, got none or several; save it alone")
-    return loaded.detach().float().numpy(), None if words is None else [str(word) for word in words]
+    if loaded.layout != torch.strided or loaded.is_quantized or loaded.is_complex():
+        raise ValueError(
+            f"{path} must hold a dense tensor of real numbers, got {loaded.layout}, {loaded.dtype}; save it as fp32"
+        )
+    if words is not None and not (isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)):
+        raise ValueError(f"{path} must hold its words as a list of texts, got {words!r:.60}; save such a list")
+    return loaded.detach().float().numpy(), None if words is None else list(words)

@@ -276,11 +276,10 @@ class Trainer:
             cleanup.callback(accelerator.end_training)
         log = Log(self._path() if main else None, total_steps, self.log_every, self.progress and main, accelerator.log)
         cleanup.callback(log.close)
+        if saved is not None:
+            restore_state(saved, weights, bare, scheduler, accelerator)
         if saved is not None and saved["finished"]:
             return self._ended(weights, settings, world)
-        if saved is not None:
-            weights.restore(saved["weights"], bare)
-            restore_state(saved, scheduler, accelerator)
         with kept_safe("log", self._saved_where):
             log.start(progress.step, progress.history, progress.row, {"train": self.dataset, "val": self.val_dataset})
         stop = cleanup.enter_context(StopSignal())  # until now there was nothing to keep: a signal ended it all

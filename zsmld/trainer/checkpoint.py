@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zsmld.processes import from_all
+from zsmld.trainer.weights import Weights
 from zsmld.writing import written_whole
 
 CHECKPOINT = "checkpoint.pt"
@@ -130,7 +131,44 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"checkpoint {path} must have format {_FORMAT}, got another; remove it to start again")
+    kinds = {"settings": str, "finished": bool, "progress": dict, "weights": dict, "scheduler": dict, "random": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
+    if not wrong:
+        wrong = [f"progress.{key}" for key in _wrong_progress(state["progress"])]
+    try:
+        state["settings"] = json.loads(state["settings"]) if not wrong else {}
+    except (ValueError, RecursionError):
+        state["settings"] = None
+    wrong += [] if isinstance(state["settings"], dict) else ["settings"]
+    if wrong:
+        raise ValueError(f"checkpoint {path} must be whole, it is damaged in {wrong}; remove it to start again")
     return state
+
+
+def _wrong_progress(progress: dict[str, Any]) -> list[str]:
+    """The entries that no training wrote."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def is_row(value: Any) -> bool:
+        return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value))
+
+    def is_record(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(k, str) and is_number(v) for k, v in value.items())
+
+    fits: dict[str, Callable[[Any], bool]] = {
+        "step": lambda v: type(v) is int and v >= 0,
+        "epoch_loss": is_number,
+        "epoch_images": lambda v: type(v) is int and v >= 0,
+        "row": is_row,
+        "history": lambda v: isinstance(v, list) and all(map(is_record, v)),
+        "best": is_number,
+        "best_epoch": lambda v: type(v) is int and v >= 0,
+        "best_weights": lambda v: isinstance(v, dict) and all(isinstance(t, Tensor) for t in v.values()),
+        "unreadable": lambda v: isinstance(v, dict) and all(isinstance(t, str) for pair in v.items() for t in pair),
+    }
+    return [key for key in {**fits, **progress} if key not in fits or not fits[key](progress.get(key))]
 
 
 def saved_state(path: Path | None, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -155,7 +193,7 @@ def saved_state(path: Path | None, settings: dict[str, Any], resume: bool) -> di
             f"output must not hold an unfinished training, {path} is one of {state['progress']['step']} steps; go on "
             f"with --resume (in Python fit(resume=True)), or remove it to start again"
         )
-    then = json.loads(state["settings"])
+    then = state["settings"]
     names = [name for name in {**then, **settings} if then.get(name) != settings.get(name)]
     if names:
         changed = "; ".join(f"{name} was {then.get(name)!r} and is {settings.get(name)!r}" for name in names)
@@ -210,10 +248,27 @@ def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def restore_state(saved: dict[str, Any], scheduler: Any, accelerator: Any) -> None:
-    """Schedule, loss scale and this process's generators as they were, where as many processes go on."""
-    scheduler.load_state_dict(saved["scheduler"])
-    if accelerator.scaler is not None and saved["scaler"]:
-        accelerator.scaler.load_state_dict(saved["scaler"])
-    if len(saved["random"]) == accelerator.num_processes:
-        restore_random_state(saved["random"][accelerator.process_index], accelerator.device)
+def restore_state(saved: dict[str, Any], weights: Weights, optimizer: Any, scheduler: Any, accelerator: Any) -> None:
+    """Weights, schedule, loss scale and this process's generators as they were, where as many processes go on.
+
+    Raises:
+        ValueError: if they are those of another network.
+    """
+    try:
+        weights.check(saved["progress"]["best_weights"])
+        if saved["finished"]:
+            return
+        weights.restore(saved["weights"], optimizer)
+        own, its = ({k: type(v) for k, v in state.items()} for state in (scheduler.state_dict(), saved["scheduler"]))
+        if own != its:  # it takes whatever it is given
+            raise ValueError(f"the schedule has {its}")
+        scheduler.load_state_dict(saved["scheduler"])
+        if accelerator.scaler is not None and saved["scaler"]:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        if len(saved["random"]) == accelerator.num_processes:
+            restore_random_state(saved["random"][accelerator.process_index], accelerator.device)
+    except Exception as error:  # torch has many kinds
+        raise ValueError(
+            f"checkpoint must be of this training, what it holds does not fit: {type(error).__name__}: {error}; remove "
+            f"{CHECKPOINT} to start again"
+        ) from error

@@ -77,6 +77,18 @@ class Weights:
         """End with these weights, of the trained part, in the model."""
         (self.model.decoder if self.head_only else self.model).load_state_dict(state)
 
+    def check(self, state: dict[str, Tensor]) -> None:
+        """Refuse weights that `take` could not end with; none at all are those of a training without an epoch.
+
+        Raises:
+            ValueError: if names or shapes are others.
+        """
+        own = (self.model.decoder if self.head_only else self.model).state_dict()
+        wrong = [name for name in {**own, **state} if name not in own or name not in state]
+        wrong = wrong or [name for name in state if state[name].numel() != own[name].numel()]
+        if state and wrong:
+            raise ValueError(f"best_weights must be those of the network, {wrong[:3]} are not")
+
     def of_trained_part(self, model: ZeroShotClassifier) -> dict[str, Tensor]:
         """A copy of the weights of an evaluated model, on the CPU, as `take` wants them."""
         part = model.decoder if self.head_only else model

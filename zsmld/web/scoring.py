@@ -76,8 +76,7 @@ class Scorer:
 
     Example:
         >>> from zsmld import ZeroShotClassifier
-        >>> from zsmld.resources import resource_path
-        >>> model = ZeroShotClassifier.from_pretrained(resource_path("data", "scenes", "model"))
+        >>> model = ZeroShotClassifier.from_pretrained("scenes")
         >>> scorer = Scorer(Predictor(model, ["red star", "blue ring"], device="cpu"))
         >>> file = io.BytesIO()
         >>> Image.new("RGB", (90, 60)).save(file, "PNG")

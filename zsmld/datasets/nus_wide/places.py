@@ -103,7 +103,7 @@ def count_files(root: Path, paths: Sequence[str]) -> int:
     for path in paths:
         folder, _, name = path.rpartition("/")
         if folder not in listed:
-            listed[folder] = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
+            listed[folder] = set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set()
         found += name in listed[folder]
     return found
 
