@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import zsmld.model
 from zsmld import ImageEncoder, MLDecoder, TextEncoder, Vocabulary, ZeroShotClassifier, create_model
+from zsmld.model import checkpoint
 
 MakeModel = Callable[..., Any]
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -399,3 +400,18 @@ def test_the_shipped_model_has_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
         ZeroShotClassifier.from_pretrained("scene")
     make_model().save_pretrained("scenes")  # a folder of that name is taken first
     assert ZeroShotClassifier.from_pretrained("scenes").image_encoder.spec == "timm:test_resnet"
+
+
+def test_a_network_that_cannot_be_built_without_memory_is_loaded(saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many are not by older versions of timm, which ask tensors for their numbers."""
+    monkeypatch.setattr(checkpoint, "_may_be_large", lambda image_config: True)
+    build, asked = checkpoint.ImageEncoder, []
+
+    def older(*arguments, **options):
+        asked.append(torch.empty(1).is_meta)
+        torch.ones(1).item()
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "ImageEncoder", older)
+    ZeroShotClassifier.from_pretrained(saved[1])
+    assert asked == [True, False]

@@ -117,6 +117,10 @@ def prepare(
         index = READERS[name](Path(root), problems, **options)
     except (OSError, UnicodeError) as error:  # a file that cannot be read stands beside all else that is wrong
         problems.append(f"a file cannot be read: {error}; repair it")
+    except ValueError as error:
+        if not str(error).startswith("words must"):  # else it is the index that refuses what stands in a file
+            raise
+        problems.append(str(error))
     if index is None and not problems:
         problems.append("nothing to make an index of; compare the layout with data/*/README.md")
     if index is not None:
