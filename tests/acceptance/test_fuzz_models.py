@@ -463,7 +463,7 @@ def training(
 def test_a_training_goes_on_from_a_damaged_checkpoint_or_says_why_not(
     training: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsmld.resources.git_revision", lambda: None)  # it asks git, which is no reader's doing
+    monkeypatch.setattr("zsmld.trainer.options.git_revision", lambda: None)  # it asks git, which is no reader's doing
     make, source = training
     content = torch.load(source / "checkpoint.pt", weights_only=True)
 

@@ -96,7 +96,13 @@ def _load_onnx(path: Path, device: str, compiled_for: str) -> tuple[Run, torch.d
 
     def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
-        logits, scores = session.run(["logits", "scores"], arrays)
+        try:
+            logits, scores = session.run(["logits", "scores"], arrays)
+        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            raise ValueError(
+                f"exported folder {path.parent} must hold the program that was exported, which takes other inputs: "
+                f"{error}; export the model again"
+            ) from error
         return torch.from_numpy(logits), torch.from_numpy(scores)
 
     return run, on

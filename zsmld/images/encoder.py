@@ -8,6 +8,7 @@ An image encoder is named by a spec string:
 
 import difflib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class ImageEncoder(nn.Module):
                 f"checkpoint_path must be None with open_clip, got {checkpoint_path}; name the file in the spec, as "
                 f"open_clip:ARCH/FILE"
             )
-        with reachable(spec, downloads=pretrained and checkpoint_path is None and not Path(name).exists()):
+        with reachable(spec, downloads=pretrained and checkpoint_path is None and not os.path.exists(name)):
             if kind == "timm":
                 own = self._build_timm(name, pretrained, image_size, checkpoint_path)
             else:
@@ -139,7 +140,7 @@ class ImageEncoder(nn.Module):
                 f"image_encoder must give a map of spatial embeddings, timm's {family} family does not, got {name!r}; "
                 f"use for instance a resnet, convnext, vit or swin"
             )
-        is_folder = Path(name).is_dir()
+        is_folder = os.path.isdir(name)  # Path.is_dir raises for a name that no file can have
         if is_folder:
             name = f"local-dir:{name}"
         options = dict(self.model_kwargs)

@@ -97,6 +97,11 @@ def checked_values(
             parser.add_argument(f"--{key}", type=arguments[key].annotation)
             if type(value) is int and str in get_args(arguments[key].annotation):
                 value = str(value)  # a partition may be called 80
+            if value is None and not _takes_none(arguments[key].annotation):  # jsonargparse takes it for a default
+                problems.append(
+                    f"{section}.{key} must be {inspect.formatannotation(arguments[key].annotation)}, got None"
+                )
+                continue
             try:
                 checked[key] = parser.parse_object({key: value})[key]
             except Exception as error:  # jsonargparse has its own kinds; the reader needs key, type and value
@@ -108,6 +113,10 @@ def checked_values(
     required = [name for name, p in arguments.items() if p.default is inspect.Parameter.empty and name not in optional]
     problems += [f"{section}.{name} must be given" for name in required]
     return checked
+
+
+def _takes_none(annotation: Any) -> bool:
+    return annotation in (Any, None, inspect.Parameter.empty) or type(None) in get_args(annotation)
 
 
 def refusals(*builders: Callable[[], Any]) -> list[str]:
