@@ -9,7 +9,7 @@ demo: .venv/installed  ## set up, then evaluate the bundled model and write runs
 test: .venv/installed  ## set up, then the whole test suite, files shared by two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-acceptance: .venv/installed  ## what runs for minutes: notebooks, the web page in Chromium, the documentation, exports without torch
+acceptance: .venv/installed  ## what runs for minutes: notebooks, the web page in Chromium, the documentation, faults, fuzzing, the wheel
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || { \
 	  echo "make acceptance needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
 	set -e; for file in tests/acceptance/test_*.py; do \
