@@ -308,7 +308,10 @@ class Recipe:
             options = {name: (self.prior or {}).get(name) for name in ("standardization", "descriptions")}
             known = {name: value for name, value in options.items() if value is not None}
             prior = None if self.prior is None else TrainingFreeScorer(8, 8, **known)
-            MLDecoder(8, **widths, prior=prior, **self.decoder)
+            try:
+                MLDecoder(8, **widths, prior=prior, **self.decoder)
+            except RuntimeError as error:  # of torch, for sizes beyond all memory
+                raise ValueError(f"decoder must be of sizes that a machine can hold: {error}") from error
 
     def _targets(self, problems: list[str]) -> dict[str, Callable[..., Any]]:
         """Which constructor each section feeds."""
