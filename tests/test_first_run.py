@@ -332,3 +332,28 @@ def test_the_hub_is_asked_where_it_can_be_reached(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("zsmld.images.weights.getproxies", lambda: {"no": "localhost"})
     with reachable("timm:resnet50"):  # hosts without a proxy are none
         assert constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["evaluate", "runs/scenes_zsl/model"], "`zsmld train scenes_zsl` makes runs/scenes_zsl/model"),
+        (["calibrate", "runs/custom/model"], "`zsmld train custom dataset.path=FILE` makes runs/custom/model"),
+        (["export", "runs/gone/model", "--output", "out"], "`zsmld train custom dataset.path=FILE` makes"),
+        (["evaluate", "./gone"], "clip:ViT-B-16/openai needs no training"),
+        (["predict", "x.png", "--model", "./gone", "--words", "dog"], "--model clip:ViT-B-16/openai needs no training"),
+    ],
+)
+def test_a_model_that_is_not_there_says_what_makes_it(
+    arguments: list[str],
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("x.png")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "model must be an existing folder" in said and advice in said
+    assert ("--model" in said) == (arguments[0] == "predict"), "an option that this verb has not"

@@ -4,8 +4,9 @@ test_web_server.py what stands around it."""
 import csv
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,30 @@ def test_a_late_click_means_what_was_clicked(scorer: Scorer, images: list[Image.
 def test_class_mode_has_fixed_words(make_model: Callable[..., Any], images: list[Image.Image]) -> None:
     model = make_model(num_classes=5)
     scorer = Scorer(Predictor(model, WORDS[:5], device="cpu", num_workers=0))
-    assert not scorer.takes_words and not scorer.knows_words
+    assert not scorer.takes_words and scorer.trained_words is None
     board = scorer.score(scorer.add(Board(), [scorer.read("a.png", png(images[0]))]), ("zebra",), with_own=False)
     assert board.vocabulary is not None and board.vocabulary.words == WORDS[:5] and board.typed == ()
     assert scorer.attention(board, board.pictures[0].key, WORDS[4]).size == images[0].size
-    assert "in training" not in results_html(board, 0.5, scorer.knows_words)
+    html = results_html(board, 0.5, scorer.trained_words)
+    assert "trained" not in html and "<i" not in html.replace("<img", "")
+    assert "trained" in results_html(board, 0.5, ())
+
+
+def test_words_that_were_held_out_are_not_trained(scorer: Scorer, board: Board) -> None:
+    """They are seen words of the vocabulary, but their labels were not used."""
+    assert scorer.trained_words == set(WORDS[:4])
+    scorer.predictor.model.heldout_words = (WORDS[1],)
+    assert scorer.trained_words == {WORDS[0], WORDS[2], WORDS[3]}
+    scored = scorer.score(board, ("zebra",), with_own=True)
+    assert scored.vocabulary is not None and scored.vocabulary.is_seen[1]
+    tags = Reader(results_html(scored, 0.5, scorer.trained_words)).tags
+    titles = {b["data-label"]: b["title"] for tag, b in tags if tag == "button" and "data-label" in b}
+    assert titles == {
+        str(label): "trained" if word in scorer.trained_words else "not trained"
+        for label, word in enumerate(scored.vocabulary.words)
+    }
+    marks = [attributes for tag, attributes in tags if tag == "i"]
+    assert sum("class" in mark for mark in marks) == 1 + 3 * 3  # the legend's, and three of each picture
 
 
 def test_words_as_typed(scorer: Scorer) -> None:
@@ -230,7 +250,7 @@ def test_unreadable_pictures_have_their_place(scorer: Scorer, board: Board) -> N
     assert [p.error for p in scored.predictions] == [None, None, None, broken.error]
     row = list(csv.DictReader(io.StringIO(scorer.records(scored, 0))))[3]
     assert (row["path"], row["words"], row["error"]) == ("broken.png", "", broken.error)
-    assert broken.error is not None and broken.error in results_html(scored, 0.5, True)
+    assert broken.error is not None and broken.error in results_html(scored, 0.5, WORDS)
     with pytest.raises(ValueError, match="the picture must still be on the page"):
         scorer.attention(scored, scored.pictures[3].key, WORDS[0])
     alone = scorer.score(scorer.add(Board(), [broken]), (), with_own=True)
@@ -255,6 +275,20 @@ def test_uploads_are_read_and_removed(scorer: Scorer, images: list[Image.Image],
     board, said = scorer.take(Board(), [files[0], files[0]])  # another page removed it
     assert [picture.error for picture in board.pictures] == ["0.png must be sent again, it is gone; drop it once more"]
     assert said == []
+
+
+def test_no_way_leads_beyond_the_most_pictures(scorer: Scorer, images: list[Image.Image]) -> None:
+    content, num_read = png(images[0]), 0
+
+    def read() -> Iterator[Picture]:
+        nonlocal num_read
+        for _ in range(9):
+            num_read += 1
+            yield scorer.read("a.png", content)
+
+    board = scorer.add(scorer.add(Board(), islice(read(), 3)), read())
+    assert len(board.pictures) == num_read == 4
+    assert scorer.add(board, read()).pictures == board.pictures and num_read == 4
 
 
 def test_uploads_are_removed_whatever_happens(
@@ -341,10 +375,10 @@ printable = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).
 @example("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>.jpg')
 @example("${alert(1)}", "{{constructor}}")
 @example("🦓👩‍👩‍👧", "שלום\u202e gpj.<b>")
-@example("</bdi><i class=seen>", "&lt;b&gt; \u2066'`")
+@example("</bdi><i class=trained>", "&lt;b&gt; \u2066'`")
 def test_whatever_is_written_is_text(word: str, name: str) -> None:
-    plain = results_html(one_card("name", ("word",), (0.5,)), 0.5, True)
-    text = results_html(one_card(name, (word,), (0.5,)), 0.5, True)
+    plain = results_html(one_card("name", ("word",), (0.5,)), 0.5, ("word",))
+    text = results_html(one_card(name, (word,), (0.5,)), 0.5, (word,))
     found, wanted = Reader(text), Reader(plain)
     assert [tag for tag, _ in found.tags] == [tag for tag, _ in wanted.tags]
     assert [set(attributes) for _, attributes in found.tags] == [set(attributes) for _, attributes in wanted.tags]
@@ -354,16 +388,16 @@ def test_whatever_is_written_is_text(word: str, name: str) -> None:
     assert [tag for tag, _ in Reader(notes_html([word])).tags] == ["p"]
 
 
-def test_cards_mark_what_reaches_the_threshold_and_what_was_seen() -> None:
+def test_cards_mark_what_reaches_the_threshold_and_what_was_trained() -> None:
     words, scores = ("dog", "cat", "zebra"), (0.75, 0.5, 0.25)
-    tags = Reader(results_html(one_card("a.png", words, scores), 0.5, True)).tags
+    tags = Reader(results_html(one_card("a.png", words, scores), 0.5, words[:1])).tags
     rows = [attributes for tag, attributes in tags if tag == "li"]
     assert [row["data-score"] for row in rows] == ["0.75", "0.5", "0.25"]
     assert [row.get("class") for row in rows] == ["reached", "reached", None]
     buttons = [attributes for tag, attributes in tags if tag == "button" and "data-label" in attributes]
     assert [b["data-label"] for b in buttons] == ["0", "1", "2"]
     assert [attributes["data-picture"] for tag, attributes in tags if tag == "article"] == ["k1"]
-    assert [b["title"] for b in buttons] == ["seen in training", "not seen in training", "not seen in training"]
+    assert [b["title"] for b in buttons] == ["trained", "not trained", "not trained"]
     assert [attributes["style"] for tag, attributes in tags if tag == "span" and attributes.get("class") == "bar"] == [
         "width:75.0%",
         "width:50.0%",
@@ -374,12 +408,12 @@ def test_cards_mark_what_reaches_the_threshold_and_what_was_seen() -> None:
 def test_typed_words_are_in_view_and_a_large_vocabulary_is_folded() -> None:
     words = tuple(f"word {i}" for i in range(500))
     scores = tuple(1 - i / 500 for i in range(500))
-    text = results_html(one_card("a.png", words, scores, typed=("word 400",)), 0.5, False)
+    text = results_html(one_card("a.png", words, scores, typed=("word 400",)), 0.5, None)
     view, _, folded = text.partition("<details>")
     assert Reader(view).texts[1:] == [*words[:8], "word 400"]
     assert Reader(folded).texts == list(words[8:108])
     assert "491 more words" in folded and "and 391 more; the download has all, at threshold 0" in folded
-    assert "No pictures yet." in results_html(Board(), 0.5, True)
+    assert "No pictures yet." in results_html(Board(), 0.5, ())
 
 
 def test_overlays_are_whole_addresses() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import io
 import json
 import os
 import re
@@ -17,10 +18,12 @@ from urllib.parse import quote
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
-from zsmld import Predictor
+from zsmld import Predictor, ZeroShotClassifier
 from zsmld.cli import main
-from zsmld.web import Guard, Limits, Scorer, Uploads, create_app
+from zsmld.cli.serve import _scenes, _shown_name
+from zsmld.web import Board, Guard, Limits, Scorer, Uploads, create_app
 from zsmld.web import uploads as uploads_module
 from zsmld.web.uploads import file_name
 
@@ -87,7 +90,8 @@ def uploads(tmp_path: Path) -> Path:
     (folder / "abc").mkdir(parents=True)
     (folder / "abc" / "photo.png").write_bytes(b"photo")
     (tmp_path / "secret.txt").write_text("classified")
-    (folder / "abc" / "link.png").symlink_to(tmp_path / "secret.txt")
+    if sys.platform != "win32":  # there, administrators alone may make links
+        (folder / "abc" / "link.png").symlink_to(tmp_path / "secret.txt")
     return folder
 
 
@@ -387,6 +391,7 @@ def test_a_stalled_upload_ends(empty: Uploads, monkeypatch: pytest.MonkeyPatch) 
     assert list(empty.folder.iterdir()) == [] and empty.room() == LIMITS.max_total_bytes
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets administrators alone make links")
 def test_leftovers_are_swept(uploads: Path) -> None:
     """Empty files that gradio makes of each event, folders whose files were read; not what waits for its event."""
     (uploads / "tmpab12").touch()
@@ -470,6 +475,41 @@ def test_the_page_reports_home_to_nobody(app: Guard) -> None:
     assert not [d for d in config["dependencies"] if d["api_visibility"] != "private"]
     style = ask(app, "GET", "/theme.css")[2]
     assert set(re.findall(rb"url\(\s*['\"]?([a-z]+):", style)) <= {b"data"} and b"@import" not in style
+
+
+def test_no_other_page_may_read(app: Guard) -> None:
+    """Gradio allows any origin under names that are not local, and any local port under those that are."""
+    named = Guard(app.app, app.uploads, hosts=("photos.example.org", "localhost"))
+    for host, origin in (
+        ("photos.example.org", "https://evil.example"),
+        ("localhost:7860", "http://localhost:3000"),
+        ("localhost:7860", "http://localhost:7860"),
+    ):
+        assert "access-control-allow-origin" in ask(app.app, "GET", "/config", host=host, origin=origin)[1]
+        for path in ("/", "/config", "/theme.css", "/gradio_api/queue/data"):
+            _, headers, _ = ask(named, "GET", path, host=host, origin=origin)
+            assert "content-security-policy" in headers
+            assert not [name for name in headers if name.lower().startswith("access-control-")], path
+        assert ask(named, "OPTIONS", "/config", host=host, origin=origin, access_control_request_method="GET")[0] == 404
+
+
+def test_the_examples_come_once(make_model: Callable[..., Any]) -> None:
+    """Whoever sends the event of an opened page again and again does not fill the memory."""
+    gr = pytest.importorskip("gradio")
+    from zsmld.web.layout import build_page
+
+    scorer = Scorer(Predictor(make_model(), device="cpu", num_workers=0), limits=Limits(max_pictures=50))
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "PNG")
+    examples = [scorer.read(f"{i}.png", file.getvalue()) for i in range(3)]
+    blocks = build_page(scorer, "title", "about", examples=examples)
+    start = next(event for event in blocks.fns.values() if event.name == "start")
+    state = next(block for block in start.outputs if isinstance(block, gr.State))
+    board = Board()
+    for _ in range(24):
+        board = start.fn(board, "zebra", True, 0.5)[state]
+        assert [picture.name for picture in board.pictures] == ["0.png", "1.png", "2.png"]
+        assert len(board.predictions) == 3
 
 
 def test_the_page_stands_behind_another_server(app: Guard) -> None:
@@ -557,3 +597,35 @@ def test_serve_answers_to_its_own_names(monkeypatch: pytest.MonkeyPatch, model_f
         ("127.0.1.1", local | {"127.0.1.1", "photos.example.org"}, False),
         ("0.0.0.0", local | {"0.0.0.0", "desk"}, True),
     ]
+
+
+def test_visitors_do_not_read_where_the_model_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret" / "cats").mkdir(parents=True)
+    (tmp_path / "secret" / "tower.pt").touch()
+    monkeypatch.chdir(tmp_path / "secret")
+    for model, wanted in (
+        (str(tmp_path / "secret" / "cats"), "cats"),
+        (f"{tmp_path}/secret/cats/", "cats"),
+        ("../secret/cats", "cats"),
+        (".", "secret"),
+        (f"clip:ViT-B-16/{tmp_path}/secret/tower.pt", "clip:ViT-B-16/tower.pt"),
+        (f"conse:timm:{tmp_path}/secret/cats", "conse:timm:cats"),
+        ("someone/cats", "someone/cats"),
+        ("clip:ViT-B-16/openai", "clip:ViT-B-16/openai"),
+    ):
+        assert _shown_name(model) == wanted
+
+
+def test_serve_tells_visitors_the_name_of_the_model_only(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
+    found: list[str] = []
+    monkeypatch.setattr("zsmld.web.serve", lambda *arguments, about, **more: found.append(about))
+    assert main(["serve", "--model", str(model_folder), "--device", "cpu"]) == 0
+    assert found == [f"{model_folder.name} scores your pictures against any words."]
+
+
+def test_the_scenes_page_counts_the_words_that_were_trained() -> None:
+    model = ZeroShotClassifier.from_pretrained("scenes")
+    assert model.vocabulary is not None and len(model.heldout_words) == 8
+    said = _scenes(model)
+    assert f"It was trained on {len(model.vocabulary.seen) - 8} words; the typed ones below" in said["about"]
+    assert len(model.vocabulary.seen) == 80 and not set(said["typed"].split(", ")) & set(model.vocabulary.seen)

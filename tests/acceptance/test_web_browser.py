@@ -219,7 +219,7 @@ def unseen_word(path: Path) -> str:
 
 def test_opens_with_examples_and_asks_nobody_else(page: Page) -> None:
     assert len(page.cards()) == 3
-    assert page.find("#results i.seen") and page.find("#results i:not(.seen)")
+    assert page.find("#results i.trained") and page.find("#results i:not(.trained)")
     page.shoot("page")
     assert len(page.collect_requests()) > 10  # `close` looks at them
     assert not [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
@@ -240,7 +240,7 @@ def test_upload_a_picture_type_a_new_word_and_look_where_it_is(page: Page, scene
     row = next(
         r for r in page.all("#results > * article > div > ol li, #results article > div > ol li") if word in r.text
     )
-    assert row.find_element(By.CSS_SELECTOR, "i:not(.seen)")
+    assert row.find_element(By.CSS_SELECTOR, "i:not(.trained)")
     width = page.driver.execute_script(
         "const b = arguments[0]; return b.querySelector('.bar').offsetWidth / b.offsetWidth", row
     )

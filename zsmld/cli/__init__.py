@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, TypeError, OSError, ImportError) as error:  # an extra that is not installed
         print(f"zsmld {options.verb}: {error}", file=sys.stderr)
-        if advice := advice_after(error):
+        if advice := advice_after(error, options.verb, getattr(options, "model", None)):
             print(f"zsmld {options.verb}: {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -47,9 +47,10 @@ def build_parser() -> TeachingParser:
         "predict",
         predicting.predict,
         "rank words for images",
-        "zsmld predict photos/ --model runs/my_photos/model --words dog,beach,'red car' --output tags.jsonl\n"
-        "  zsmld predict 'shards/*.tar' --model runs/my_photos/model --output tags.parquet --scores-output scores.npy\n"
-        "  torchrun --nproc_per_node 8 -m zsmld predict photos/ --model runs/my_photos/model --output tags.csv\n"
+        "zsmld predict photos/ --model scenes --words 'red star','blue ring'\n"
+        "  zsmld predict photos/ --model runs/custom/model --words dog,beach,'red car' --output tags.jsonl\n"
+        "  zsmld predict 'shards/*.tar' --model runs/custom/model --output tags.parquet --scores-output scores.npy\n"
+        "  torchrun --nproc_per_node 8 -m zsmld predict photos/ --model runs/custom/model --output tags.csv\n"
         "  zsmld predict photos/ --words dog,beach --model clip:ViT-B-16/openai scorer.views=global\n"
         "  zsmld predict photos/ --words dog,beach --model conse:timm:resnet50.a1_in1k scorer.top_positions=3\n\n"
         "Repeated after an interruption, the same command goes on where it stopped. The exit status is 0, 1 if some\n"
@@ -87,7 +88,8 @@ def build_parser() -> TeachingParser:
         "evaluate",
         verbs.evaluate,
         "compute ZSL and GZSL figures of a model, or of anyone's predictions, and write a report",
-        "zsmld evaluate runs/scenes_zsl/model --protocol scenes_gzsl --output runs/scenes_zsl/report\n"
+        "zsmld evaluate scenes\n"
+        "  zsmld evaluate runs/scenes_zsl/model --protocol scenes_gzsl --output runs/scenes_zsl/report\n"
         "  zsmld evaluate --scores S.npy --targets T.npy --protocol nus_wide_gzsl --output report.json\n"
         "  zsmld evaluate --logits S.parquet --targets prepared/nus_wide --protocol nus_wide_gzsl "
         "protocol.keep_unlabelled=false\n"

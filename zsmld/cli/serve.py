@@ -2,6 +2,8 @@
 
 import argparse
 import io
+import os
+import re
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +59,10 @@ def serve(options: argparse.Namespace) -> int:
                 f"--words dog,beach"
             )
         model = open_model(options.model, options.overrides)
-        page = {"about": f"{options.model}, without training, scores your pictures against any words."}
+        page = {"about": f"{_shown_name(options.model)}, without training, scores your pictures against any words."}
     else:
         model = open_model(options.model)
-        page = {"about": f"{options.model} scores your pictures against any words."}
+        page = {"about": f"{_shown_name(options.model)} scores your pictures against any words."}
 
     def started(address: str) -> None:
         print(f"zsmld serve: {address}  (Ctrl-C ends it)", flush=True)
@@ -82,6 +84,14 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shown_name(model: str) -> str:
+    """`--model` as visitors may read it: of a path, also at the end of a scorer's name, what it leads to."""
+    for start in (0, *(sign.end() for sign in re.finditer("[:/]", model))):
+        if os.path.exists(model[start:]):
+            return model[:start] + os.path.basename(os.path.abspath(model[start:]))
+    return model
+
+
 def _scenes(model: "ZeroShotClassifier") -> dict[str, Any]:
     """What the page of the bundled model says and shows: scenes with words that it never saw."""
     from zsmld import build_dataset
@@ -96,10 +106,10 @@ def _scenes(model: "ZeroShotClassifier") -> dict[str, Any]:
         examples.append((f"scene {number}.png", file.getvalue()))
         labels = scenes.targets[number].indices
         words |= dict.fromkeys(scenes.vocabulary.words[j] for j in labels if not scenes.vocabulary.is_seen[j])
-    known = 0 if model.vocabulary is None else len(model.vocabulary)
+    num_trained = 0 if model.vocabulary is None else len(model.vocabulary.seen) - len(model.heldout_words)
     return {
         "about": f"The small model that comes with zsmld: it knows coloured shapes in generated scenes, and no photos. "
-        f"It was trained on {known} words; the typed ones below it never saw.",
+        f"It was trained on {num_trained} words; the typed ones below it never saw.",
         "typed": ", ".join(words),
         "examples": examples,
     }

@@ -2,9 +2,12 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
+
+from zsmld.resources import resource_path
 
 _WELCOME = """zsmld scores images against any list of words.
 
@@ -13,7 +16,7 @@ _WELCOME = """zsmld scores images against any list of words.
   zsmld predict photos/ --model MODEL --words dog,beach  tag a folder
   zsmld recipes                                          trainings that come with zsmld
   zsmld train scenes_zsl                                 train one
-  zsmld evaluate runs/scenes_zsl/model                   ZSL and GZSL figures, and a report to look at
+  zsmld evaluate scenes                                  ZSL and GZSL figures of the model that is there
   zsmld compare runs/a/report runs/b/report              is b better than a, and how sure is that
   zsmld calibrate runs/custom/model                      thresholds of its words, by held-out seen words
   zsmld export runs/custom/model --output exported       ONNX or torch.export, checked against PyTorch
@@ -53,21 +56,32 @@ def welcome() -> str:
     return f"{_WELCOME}\nYour newest model: zsmld predict photos/ --model {models[0]}\n"
 
 
-def advice_after(error: BaseException) -> str:
+def advice_after(error: BaseException, verb: str = "", model: str | None = None) -> str:
     """What to say after a refusal that the command line knows more about than the library, else nothing.
+
+    Args:
+        error: the refusal.
+        verb: that was refused.
+        model: what it was given as its model.
 
     Example:
         >>> advice_after(ValueError("top_k must be at least 1"))
         ''
+        >>> missing = FileNotFoundError("model must be an existing folder")
+        >>> advice_after(missing, "evaluate", "runs/scenes_zsl/model")
+        '`zsmld train scenes_zsl` makes runs/scenes_zsl/model'
     """
     if not (isinstance(error, FileNotFoundError) and str(error).startswith("model must be an existing folder")):
         return ""
-    models = _models_here()
-    if models:
+    found = re.fullmatch(r"runs/(\w+)/model/?", model or "")
+    if found and found[1] in {path.stem for path in resource_path("configs").glob("*.yaml")}:
+        options = " dataset.path=FILE" if found[1] == "custom" else ""
+        return f"`zsmld train {found[1]}{options}` makes runs/{found[1]}/model"
+    if models := _models_here():
         return f"models in this folder: {', '.join(models[:5])}"
-    return (
-        "`zsmld train custom dataset.path=FILE` makes runs/custom/model; --model clip:ViT-B-16/openai needs no training"
-    )
+    training_free = {"predict": "--model clip:ViT-B-16/openai", "evaluate": "clip:ViT-B-16/openai"}
+    free = f"; {training_free[verb]} needs no training" if verb in training_free else ""
+    return f"`zsmld train custom dataset.path=FILE` makes runs/custom/model{free}"
 
 
 def _models_here() -> list[str]:

@@ -203,6 +203,8 @@ def calibrate(options: argparse.Namespace) -> int:
     from zsmld.recipe import Recipe
 
     if not Path(options.model).is_dir() and not options.output:
+        if options.model != "scenes" and options.model.count("/") != 1:  # no id of the Hub: it is not there
+            ZeroShotClassifier.from_pretrained(options.model)
         raise ValueError(f"--output must say where the calibrated {options.model} goes, it is no folder here")
     model = ZeroShotClassifier.from_pretrained(options.model)
     if model.recipe is None:

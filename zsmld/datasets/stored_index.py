@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix
 
 from zsmld.datasets.rows import VALUES, content_digest, from_label_lists
+from zsmld.reading import read_arrow
 from zsmld.vocabulary import check_words
 
 _SPLITS = ("train", "val", "test")
@@ -78,7 +78,7 @@ def read_rows(path: Path, num_words: int) -> tuple[pa.StringArray, pa.StringArra
         ValueError: if the file is damaged, or its columns are others.
     """
     try:
-        table = pq.ParquetFile(path).read()
+        table = read_arrow(path)
         names = ("id", "path", "split", *(name for name in VALUES if name in table.column_names))
         columns = {name: table.column(name).combine_chunks() for name in names}
         ids, paths, splits = (columns.pop(name).cast(pa.string()) for name in ("id", "path", "split"))

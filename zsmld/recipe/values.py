@@ -23,7 +23,7 @@ _NOT_IN_RECIPE = {
 }
 
 
-_MOST_VALUES = 100_000
+_MOST_VALUES = 100_000  # or as many as the text has characters: what is more was repeated by anchors
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -33,6 +33,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge keys (`<<`), each of which may take in what others have taken in."""
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_VALUES:
+            raise yaml.YAMLError(f"it merges more than {_MOST_VALUES:,} keys into one mapping")
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
@@ -54,8 +60,8 @@ def read_yaml(text: str) -> Any:
         num_values = _count_values(found, {})
     except (ValueError, RecursionError) as error:  # the 45th of a month, a number of 5,000 digits, lists without end
         raise yaml.YAMLError(str(error)) from error
-    if num_values > _MOST_VALUES:
-        raise yaml.YAMLError(f"it holds more than {_MOST_VALUES:,} values, most by its anchors")
+    if num_values > (most := max(_MOST_VALUES, len(text))):
+        raise yaml.YAMLError(f"it holds more than {most:,} values, most by its anchors")
     return found
 
 
@@ -64,7 +70,7 @@ def _count_values(value: Any, counted: dict[int, int]) -> int:
     if not isinstance(value, (dict, list)):
         return 1
     if id(value) not in counted:
-        counted[id(value)] = _MOST_VALUES + 1  # for what is inside and names it
+        counted[id(value)] = 10**18  # for what is inside and names it
         inner = value.values() if isinstance(value, dict) else value
         counted[id(value)] = 1 + sum(_count_values(one, counted) for one in inner)
     return counted[id(value)]

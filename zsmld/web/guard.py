@@ -199,13 +199,19 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _with_headers(send: Send) -> Send:
+    """The same answers with our headers, and without those by which gradio lets pages of other servers read them."""
+
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            given = [pair for pair in message.get("headers", ()) if pair[0].decode("latin-1").lower() not in _HEADERS]
+            given = [pair for pair in message.get("headers", ()) if _is_kept(pair[0].decode("latin-1").lower())]
             message["headers"] = given + [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
         await send(message)
 
     return sent
+
+
+def _is_kept(header: str) -> bool:
+    return header not in _HEADERS and not header.startswith("access-control-")
 
 
 async def _say_in_json(send: Send, status: int, sentence: str) -> None:

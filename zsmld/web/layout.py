@@ -34,7 +34,7 @@ def build_page(
         threshold: where the slider stands at the beginning.
     """
     limits, num_own = scorer.limits, len(scorer.predictor.vocabulary)
-    whose = "of the model" if scorer.knows_words else "given at the start"
+    whose = "of the model" if scorer.trained_words is not None else "given at the start"
     own_name = f"score the {num_own:,} {'words' if num_own > 1 else 'word'} {whose} as well"
 
     with gr.Blocks(title=title, analytics_enabled=False) as blocks:
@@ -79,7 +79,7 @@ def build_page(
         def shown(now: Board, threshold: float, sentences: Sequence[str] = ()) -> dict[Any, Any]:
             return {
                 board: now,
-                results: page.results_html(now, threshold, scorer.knows_words),
+                results: page.results_html(now, threshold, scorer.trained_words),
                 notes: page.notes_html(sentences),
             }
 
@@ -92,7 +92,8 @@ def build_page(
             return shown(now, threshold, sentences)
 
         def start(now: Board, text: str, with_own: bool, threshold: float) -> dict[Any, Any]:
-            return scored(scorer.add(now, examples), text, with_own, threshold, [])
+            # Whoever sends the event once more finds its page as it is.
+            return scored(now if now.pictures else scorer.add(now, examples), text, with_own, threshold, [])
 
         def taken(paths: list[str] | None, now: Board, is_folder: bool) -> tuple[Board, list[str]]:
             for files in (drop, folder):

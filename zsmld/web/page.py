@@ -1,39 +1,37 @@
 """The visible results as HTML, and the style and script that go with them. Whatever a visitor wrote is escaped."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from zsmld.display import escaped as escaped_html
 from zsmld.display import jpeg_url
 from zsmld.predictor import Prediction
-from zsmld.vocabulary import Vocabulary
 from zsmld.web.limits import Limits
 from zsmld.web.scoring import Board, Picture
 
 _BEST, _MORE = 8, 100  # words shown of a picture, and those that open below them
 
 
-def results_html(board: Board, threshold: float, marks_seen: bool) -> str:
+def results_html(board: Board, threshold: float, trained: Collection[str] | None) -> str:
     """A card a picture: the picture, and its ranked words as bars that can be clicked.
 
     Args:
         board: scored.
         threshold: words with at least this score are marked.
-        marks_seen: say of each word whether it was seen in training.
+        trained: words whose labels the model was trained on; None marks no words.
 
     Returns:
         HTML; each picture is an article with its key, and each of its words a button with its label.
     """
     if not board.pictures or board.vocabulary is None:
         return '<p class="empty">No pictures yet. Drop some above: each comes out with its words, best first.</p>'
-    vocabulary = board.vocabulary if marks_seen else None
     typed = {board.vocabulary.index(word) for word in board.typed}
     cards = (
-        _card(picture, prediction, threshold, vocabulary, typed)
+        _card(picture, prediction, threshold, trained, typed)
         for picture, prediction in zip(board.pictures, board.predictions, strict=True)
     )
-    key = '<span class="key"><i class="seen"></i> seen in training <i></i> unseen</span>' if marks_seen else ""
+    key = "" if trained is None else '<span class="key"><i class="trained"></i> trained <i></i> not trained</span>'
     help_text = "Click a word to see where the model looked for it."
     return f'<p class="legend"><span>{help_text}</span>{key}</p>{"".join(cards)}'
 
@@ -57,7 +55,7 @@ def _card(
     picture: Picture,
     prediction: Prediction,
     threshold: float,
-    vocabulary: Vocabulary | None,
+    trained: Collection[str] | None,
     typed: set[int],
 ) -> str:
     if prediction.error is not None:
@@ -68,7 +66,7 @@ def _card(
         # What was typed is always in view, however low its score.
         (best if rank < _BEST or label in typed else more).append(rank)
     rows = [
-        _row(label, word, score, threshold, None if vocabulary is None else bool(vocabulary.is_seen[label]))
+        _row(label, word, score, threshold, None if trained is None else word in trained)
         for label, word, score in zip(prediction.labels, prediction.words, prediction.scores, strict=True)
     ]
     rest = ""
@@ -88,9 +86,9 @@ def _card(
     )
 
 
-def _row(label: int, word: str, score: float, threshold: float, is_seen: bool | None) -> str:
-    mark = "" if is_seen is None else f"<i{' class=seen' if is_seen else ''}></i>"
-    title = "" if is_seen is None else f' title="{"seen in training" if is_seen else "not seen in training"}"'
+def _row(label: int, word: str, score: float, threshold: float, is_trained: bool | None) -> str:
+    mark = "" if is_trained is None else f"<i{' class=trained' if is_trained else ''}></i>"
+    title = "" if is_trained is None else f' title="{"trained" if is_trained else "not trained"}"'
     reached = " class=reached" if np.float32(score) >= np.float32(threshold) else ""
     return (
         f'<li data-score="{score}"{reached}><button type="button" data-label="{label}"'
@@ -210,7 +208,7 @@ STYLE = """
   font-size: 0.9rem; color: var(--faint); }
 #results i { display: inline-block; flex: none; width: 9px; height: 9px; border-radius: 50%;
   border: 2px solid #d9480f; background: transparent; box-sizing: border-box; }
-#results i.seen { border-color: #2563a8; background: #2563a8; }
+#results i.trained { border-color: #2563a8; background: #2563a8; }
 #results .key i { margin-left: 8px; }
 #results article { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 16px; padding: 14px;
   margin-bottom: 14px; border: 1px solid var(--border-color-primary); border-radius: 10px;

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,10 @@ class Scorer:
         return self.predictor.model.decoder.text_dim is not None
 
     @property
-    def knows_words(self) -> bool:
-        """Whether some words were seen in training, so that seen and unseen can be told apart."""
-        return self.predictor.model.vocabulary is not None
+    def trained_words(self) -> frozenset[str] | None:
+        """Words whose labels the model was trained on: seen ones, but for those held out. None if it knows no words."""
+        model = self.predictor.model
+        return None if model.vocabulary is None else frozenset(model.vocabulary.seen) - set(model.heldout_words)
 
     def words(self, text: str) -> tuple[str, ...]:
         """Words as they were typed: by commas or one a line; blanks are trimmed, repeated words count once.
@@ -165,7 +167,7 @@ class Scorer:
                 wanted = sorted((f for f in files if f.suffix.lower() in IMAGE_SUFFIXES), key=lambda file: file.name)
                 left_out = len(files) - len(wanted)
                 said += [f"Files of the folder that are no pictures were left out: {left_out}."] if left_out else []
-            board = self.add(board, (self._of_file(file) for file in wanted[:room]))
+            board = self.add(board, (self._of_file(file) for file in wanted))
         finally:
             for file in files:  # nothing of a visitor stays on the disk, whatever happens to one of them
                 with suppress(OSError):
@@ -178,9 +180,9 @@ class Scorer:
         return board, said
 
     def add(self, board: Board, pictures: Iterable[Picture]) -> Board:
-        """The board with more pictures, not scored yet, each under a name of its own."""
+        """The board with more pictures, not scored yet, each under a name of its own; those beyond its room not."""
         kept, names = list(board.pictures), {picture.name for picture in board.pictures}
-        for picture in pictures:
+        for picture in islice(pictures, max(0, self.limits.max_pictures - len(kept))):  # no more are even read
             path, number = Path(picture.name), 2
             while picture.name in names:
                 picture = replace(picture, name=f"{path.stem} ({number}){path.suffix}")
