@@ -2,11 +2,13 @@
 
     python evaluation/soak.py            # or `make soak`; goes on where it was stopped
 
-Runs each test of tests/acceptance/test_faults_*.py with its full counts, keeps what it measured in runs/soak and writes
-`evaluation/reports/soak.{json,md}` with plots of memory over time, `soak_*.png`.
+Runs each test of tests/acceptance/test_faults_*.py with its full counts, keeps what it measured in runs/soak, a folder
+for each state of the sources, and writes `evaluation/reports/soak.{json,md}` with plots of memory over time,
+`soak_*.png`. It goes on where it was stopped on the same sources; after a change all is measured anew.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -43,8 +45,22 @@ def section_of(piece: str) -> str:
     )
 
 
-def run_tests(kept: Path) -> list[str]:
-    """Each test that has not passed yet, in a process of its own; those that fail."""
+def sources_digest(root: Path = ROOT) -> str:
+    """What the figures depend on: SHA-256 over the paths and the content of the package and of the fault tests."""
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("zsmld/**/*.py"), *root.glob("tests/acceptance/*.py")]):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def run_tests(kept: Path, digest: str) -> list[str]:
+    """Each test that has not passed yet, in a process of its own; those that fail.
+
+    Args:
+        kept: folder of what is measured on these sources.
+        digest: theirs; a test while which they changed counts for nothing.
+    """
     tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "acceptance").glob("test_faults_*.py"))
     pytest = [sys.executable, "-m", "pytest", "--timeout", "7200"]
     listed = subprocess.run([*pytest, "--collect-only", *tests], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -59,6 +75,8 @@ def run_tests(kept: Path) -> list[str]:
         print(name, flush=True)
         environment = os.environ | {"ZSMLD_SOAK": str(kept), "OMP_NUM_THREADS": "1"}
         done = subprocess.run([*pytest, "--tb", "short", name], cwd=ROOT, env=environment)
+        if sources_digest() != digest:
+            sys.exit(f"the sources must stay as they are, they changed while {name} ran; start again")
         if done.returncode == 0:
             passed.touch()
         else:
@@ -95,13 +113,18 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=ROOT / "runs" / "soak", help="folder of what is measured")
     parser.add_argument("--report-only", action="store_true", help="write the report of what is there")
     options = parser.parse_args()
-    failed = [] if options.report_only else run_tests(options.kept.resolve())
-    measured = {path.stem: json.loads(path.read_text()) for path in sorted(options.kept.glob("*.json"))}
+    digest = sources_digest()
+    kept = options.kept.resolve() / digest[:16]
+    if options.report_only and not any(kept.glob("*.json")):
+        parser.error(f"--report-only must find what was measured on these sources, {kept} has none; leave it out")
+    failed = [] if options.report_only else run_tests(kept, digest)
+    measured = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     report = {
         "command": "python evaluation/soak.py",
+        "sources": digest,
         "pieces": {piece: content["figures"] for piece, content in measured.items()},
-        "tests_that_passed": len(list(options.kept.glob("*.passed"))),
+        "tests_that_passed": len(list(kept.glob("*.passed"))),
         "tests_that_failed": failed,
         "machine": machine | {"load": os.getloadavg()},
     }

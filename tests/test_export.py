@@ -340,10 +340,11 @@ def test_what_fails_leaves_what_was_there(model, opened, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="disk"):
             export_model(model, kept, **options, overwrite=True)
     assert (kept / "export.json").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["kept"]
-    (tmp_path / "link").symlink_to(kept)
-    export_model(model, tmp_path / "link", **options, overwrite=True)
-    assert (tmp_path / "link").is_symlink() and (kept / "export.json").read_text() == "new"
-    assert {path.name for path in tmp_path.iterdir()} == {"kept", "link"}
+    if sys.platform != "win32":  # there, administrators alone may make links
+        (tmp_path / "link").symlink_to(kept)
+        export_model(model, tmp_path / "link", **options, overwrite=True)
+        assert (tmp_path / "link").is_symlink() and (kept / "export.json").read_text() == "new"
+        assert {path.name for path in tmp_path.iterdir()} == {"kept", "link"}
     (kept / "tags.jsonl").write_text("x")
     with pytest.raises(FileExistsError, match=r"nothing but an export to be overwritten, .* holds \['tags.jsonl'\] as"):
         export_model(model, kept, **options, overwrite=True)

@@ -1,7 +1,6 @@
 """The cache of spatial embeddings on disk: the same as memory, whatever happens to the processes, files and disks."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -9,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ from zsmld.images import ImageEncoder, ImageTransform
 
 IMAGE_BYTES = 4 * 96 * 2 + 32  # test_resnet at 64 px in fp16, and the hash
 WORDS = ("dog", "cat", "red car", "beach", "boat", "tree")  # of the fixture `photos`
-fork = multiprocessing.get_context("fork")
+forks = pytest.mark.skipif(sys.platform != "linux", reason="forks this process, torch and all: on Linux alone")
 
 
 def make_encoder(seed: int = 0) -> ImageEncoder:
@@ -324,7 +324,7 @@ def test_what_the_dtype_cannot_hold_is_never_kept(photos, tmp_path, where):
 
 def run_in_child(work: Callable[[], None]) -> "multiprocessing.process.BaseProcess":
     """Start work in a fork of this process: no imports to wait for, and it may be killed."""
-    process = fork.Process(target=work)
+    process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
 
@@ -342,6 +342,7 @@ def image_hash_of(path: Path) -> bytes:
     return hashlib.blake2b(path.read_bytes(), digest_size=32).digest()
 
 
+@forks
 @pytest.mark.parametrize("moment", ["half written", "before its rename", "after its rename"])
 @pytest.mark.parametrize("number", [1, 2, 5])  # the first file is the manifest
 def test_killed_at_any_write_and_resumed(photos, encoder, tmp_path, monkeypatch, moment, number):
@@ -376,6 +377,7 @@ def test_killed_at_any_write_and_resumed(photos, encoder, tmp_path, monkeypatch,
     check_resumed(cache, encoder, dataset, uninterrupted)
 
 
+@forks
 def test_killed_at_random_moments_and_resumed(photos, encoder, tmp_path):
     dataset, cache = open_photos(photos), cache_in(tmp_path / "cache", images_a_shard=1, batch_size=2)
     uninterrupted = FeatureCache(batch_size=2).extract(encoder, dataset, device="cpu")
@@ -417,6 +419,7 @@ def test_after_a_kill_only_what_is_missing_is_encoded_in_batches_of_the_same_siz
 
 
 def test_leftovers_go_unless_someone_is_writing_them(photos, encoder, tmp_path):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks: leftovers stay")
     cache = cache_in(tmp_path / "cache")
     cache.extract(encoder, open_photos(photos), device="cpu")
     (folder,) = (tmp_path / "cache").iterdir()
@@ -431,6 +434,7 @@ def test_leftovers_go_unless_someone_is_writing_them(photos, encoder, tmp_path):
         assert leftover.exists() == held
 
 
+@forks
 def test_processes_that_write_at_once_do_no_harm(photos, encoder, tmp_path):
     dataset, cache = open_photos(photos), cache_in(tmp_path / "cache")
     expected = FeatureCache(batch_size=4).extract(encoder, dataset, device="cpu")
@@ -446,6 +450,7 @@ def test_processes_that_write_at_once_do_no_harm(photos, encoder, tmp_path):
     assert not list((tmp_path / "cache").glob("*/*.tmp"))
 
 
+@forks
 @pytest.mark.parametrize("shared", [True, False])
 def test_processes_of_one_training_share_the_work(photos, encoder, runs, tmp_path, shared):
     """Also where each has a disk of its own: then each does what it cannot see."""
@@ -620,6 +625,7 @@ def test_it_can_be_pickled_and_its_embeddings_stay_on_disk(disk):
     assert_same(pickle.loads(content), disk)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads from /proc what is resident")
 def test_opening_reads_no_embeddings(tmp_path):
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

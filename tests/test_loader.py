@@ -210,7 +210,12 @@ class Faulty(Rows):
     ("kill", "error", "message"),
     [
         (False, KeyError, "a bug of the dataset"),
-        (True, WorkerDied, r"num_workers=2 processes must live .*, one died.*DataLoader worker \(pid.*fewer workers"),
+        pytest.param(
+            True,
+            WorkerDied,
+            r"num_workers=2 processes must live .*, one died.*DataLoader worker \(pid.*fewer workers",
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
+        ),
     ],
 )
 def test_a_worker_that_fails_is_an_error_and_no_wait(kill: bool, error: type[Exception], message: str) -> None:
@@ -223,6 +228,8 @@ def test_a_worker_that_fails_is_an_error_and_no_wait(kill: bool, error: type[Exc
 
 
 def test_a_signal_to_workers_that_just_start_takes_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    if multiprocessing.get_start_method() != "fork":
+        pytest.skip("only forked workers see what this process changed")
     original = torch.set_num_threads
 
     def signalled(number: int) -> None:  # torch's worker calls it after it has set its own handlers, before ours

@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True)
     if archive.returncode:
         pytest.skip("not a git checkout")
-    subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
+    subprocess.run(["tar", "xf", "-", "-C", folder], input=archive.stdout, check=True)
     command = [
         sys.executable,
         "-m",

@@ -4,10 +4,10 @@ import csv
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -29,6 +29,7 @@ from zsmld.predictor.collection import Outputs, merge_parts, tag_collection
 from zsmld.predictor.parts import Part, PartsFolder, in_chunks, missing
 
 NAMES = ("tags.jsonl", "scores.npy", "scores.words.txt")
+forks = pytest.mark.skipif(sys.platform != "linux", reason="forks this process, torch and all: on Linux alone")
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ def in_a_child(work: Callable[[], object]) -> tuple[int, Callable[[], int]]:
     return child, lambda: os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
+@forks
 def test_killed_at_every_step_of_writing(place: Path, model_folder: Path, one_go: dict[str, bytes]) -> None:
     """The k-th run dies at the k-th time that a file is put in its place or a folder taken away."""
     predictor = Predictor(ZeroShotClassifier.from_pretrained(model_folder), device="cpu", batch_size=4, num_workers=0)
@@ -128,6 +130,7 @@ def test_killed_at_every_step_of_writing(place: Path, model_folder: Path, one_go
     assert {path.name: path.read_bytes() for path in Path("again").iterdir()} == one_go
 
 
+@forks
 def test_killed_at_random_moments(place: Path, predict: Callable[..., int], one_go: dict[str, bytes]) -> None:
     def arguments(folder: str) -> tuple[str, ...]:
         return ("--output", f"{folder}/tags.jsonl", "--scores-output", f"{folder}/scores.npy", "--overwrite")
@@ -296,6 +299,7 @@ def at_work(folder: str, shard: tuple[int, int] | None = None) -> Callable[[], N
     return end
 
 
+@forks
 def test_a_second_run_is_refused_while_one_is_at_work(
     place: Path, predict: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +335,7 @@ def test_a_folder_that_another_run_took_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@forks
 def test_many_that_begin_at_once_share_one_folder(tmp_path: Path) -> None:
     images = list(list_collection([f"{row}.jpg" for row in range(100)]))
     waits = []
@@ -430,6 +435,7 @@ def test_a_picture_that_cannot_be_written_is_not_lost(
 def test_a_disk_too_small_for_the_scores_is_an_error(
     place: Path, predict: Callable[..., int], one_go: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    resource = pytest.importorskip("resource", reason="Windows limits no file's size")
     write = outputs.write_scores
 
     def limited(*given: Any) -> None:
@@ -703,6 +709,7 @@ def test_a_damaged_shard_is_one_error_beside_what_it_holds(
     assert whole == ([] if damage == "no tar" else [f"shards/000.tar/{row:03d}.png" for row in range(4)])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the options of GNU tar")
 def test_links_and_sparse_members(place: Path, predict: Callable[..., int]) -> None:
     content = Path("images/000.png").read_bytes()
     Path("images/sparse.png").write_bytes(content)

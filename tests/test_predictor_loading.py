@@ -27,6 +27,7 @@ from zsmld.predictor.sources import open_images
 
 CPU = torch.device("cpu")
 TRANSFORM = ImageTransform(image_size=16)
+forked = pytest.mark.skipif(sys.platform != "linux", reason="only forked workers see what this process changed")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,7 @@ def test_every_source_is_in_one_batch(readable: list[bool], batch_size: int) -> 
     assert values == [number for number, good in enumerate(readable) if good]
 
 
+@forked
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_worker_that_is_killed_while_it_sends_is_noticed(
@@ -198,6 +200,7 @@ def test_items_of_a_generator_are_checked_one_by_one(files: list[str], tmp_path:
 # ----------------------------------------------------------------------------------------------------------- workers
 
 
+@forked
 def test_a_process_that_dies_takes_one_image_with_it(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     original, main = loading.load_image, os.getpid()
 
@@ -217,6 +220,7 @@ def test_a_process_that_dies_takes_one_image_with_it(files: list[str], monkeypat
     assert no_children()
 
 
+@forked
 def test_any_error_of_a_decoder_is_one_unreadable_image(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     original = loading.load_image
 
@@ -254,6 +258,7 @@ def test_closing_early_ends_the_workers(files: list[str]) -> None:
     assert no_children() and time.perf_counter() - started < 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads from /proc who is alive")
 def test_workers_end_with_a_process_that_is_killed(files: list[str]) -> None:
     program = (
         "import sys, time, multiprocessing, torch\n"

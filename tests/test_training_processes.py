@@ -236,7 +236,7 @@ def _stopped_and_resumed(vectors: Path, folder: Path, fsdp: bool, resumed: bool 
     def stop(row: int) -> None:
         visits.append(row)
         if mine and len(visits) == 24 // int(os.environ.get("WORLD_SIZE", "1")) + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # os.kill ends a process on Windows, whatever its handlers
 
     data.on_visit = stop
     with small_shards():

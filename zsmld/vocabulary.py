@@ -230,7 +230,7 @@ def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = F
             if other is not word:
                 raise ValueError(
                     f"{name} must be distinct, got {other!r} twice, once as {other!a} and once as {word!a}, "
-                    f"which look alike; remove one"
+                    f"which are one text to Unicode (NFC); remove one"
                 )
     return words
 

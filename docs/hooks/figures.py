@@ -23,7 +23,13 @@ _NAMES = {
     "f1_at_5": "F1@5",
     "top_1_accuracy": "top-1",
 }
-_DATASETS = {"nus_wide": "NUS-WIDE", "coco": "COCO", "voc2007": "Pascal VOC 2007", "imagenet": "ImageNet"}
+_DATASETS = {
+    "nus_wide": "NUS-WIDE",
+    "coco": "COCO",
+    "voc2007": "Pascal VOC 2007",
+    "open_images": "Open Images",
+    "imagenet": "ImageNet",
+}
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -69,8 +75,7 @@ def published_table() -> str:
             figure.method,
             f"{_DATASETS[figure.dataset]} {figure.part.replace('_', ' ')}, {figure.num_words:,} words, {images} images",
             f"{figure.source}{'; ' + figure.note if figure.note else ''}",
-            f"`{recipe}`" if recipe else "none: a method of others",
-            "" if recipe is None else "yes" if reproduced(recipe) else _why_not(recipe),
+            *_here(figure.method, recipe),
         )
         rows.setdefault(key, []).append(f"{_NAMES[figure.metric]} {figure.printed}")
     lines = [
@@ -118,6 +123,15 @@ def report_command(path: Path) -> str:
     if not found:
         raise ValueError(f"{path.name} must name the command that wrote it, it names none; write the report again")
     return str(found[0])
+
+
+def _here(method: str, recipe: str | None) -> tuple[str, str]:
+    """The recipe, and whether it was reproduced; where there is none, why."""
+    if recipe is not None:
+        return f"`{recipe}`", "yes" if reproduced(recipe) else _why_not(recipe)
+    if method.startswith("ML-Decoder"):
+        return "none: its settings are not known well enough", "no: no recipe"
+    return "none: a method of others", "no: a method of others"
 
 
 def _why_not(recipe: str) -> str:

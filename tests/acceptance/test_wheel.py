@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution
 from pathlib import Path
@@ -88,6 +89,18 @@ def test_every_module_of_the_core_is_imported(python: Path, tmp_path: Path) -> N
     number, left, where = json.loads(done(python, "-c", program, cwd=tmp_path))
     assert number > 80 and str(ROOT) not in where
     assert list(left) == ["zsmld.web.layout"] and "gradio" in left["zsmld.web.layout"], left
+
+
+def test_the_import_is_quick(python: Path, tmp_path: Path) -> None:
+    """Heavy libraries are imported where they are used. The best of five, because machines are busy."""
+
+    def seconds(program: str) -> float:
+        started = time.perf_counter()
+        done(python, "-c", program, cwd=tmp_path)
+        return time.perf_counter() - started
+
+    with_it, without = (min(seconds(program) for _ in range(5)) for program in ("import zsmld", "pass"))
+    assert with_it - without < 0.3, f"{with_it - without:.2f} s"
 
 
 def test_the_demo_runs(python: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ varies it in training, and `ImageEncoder` turns it into spatial embeddings.
 """
 
 from zsmld.images.augmentation import ImageAugmentation
-from zsmld.images.encoder import ImageEncoder
+from zsmld.images.encoder import ImageEncoder, names_folder
 from zsmld.images.loading import ImageSource, load_image
 from zsmld.images.open_clip_tower import create_open_clip
 from zsmld.images.transform import ImageTransform, Resize
@@ -18,4 +18,5 @@ __all__ = [
     "Resize",
     "create_open_clip",
     "load_image",
+    "names_folder",
 ]

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsmld.images.open_clip_tower import check_open_clip, create_open_clip, encode_open_clip
+from zsmld.images.open_clip_tower import (
+    architecture_of,
+    check_open_clip,
+    create_open_clip,
+    encode_open_clip,
+    is_folder,
+)
 from zsmld.images.timm_body import check_timm, create_timm, encode_timm, load_timm_checkpoint, positions_of
 from zsmld.images.transform import ImageTransform, Resize
 from zsmld.images.weights import reachable
@@ -102,6 +108,7 @@ class ImageEncoder(nn.Module):
         self.spec, self.stage, self.model_kwargs = spec, stage, dict(model_kwargs or {})
         self.projected, self.value_path, self.global_token = projected, value_path, global_token
         self.num_global_tokens = int(global_token)
+        self._stored_spec: str | None = None  # where it is not `spec`, which text encoders and reports compare
         if kind == "open_clip" and checkpoint_path is not None:
             raise ValueError(
                 f"checkpoint_path must be None with open_clip, got {checkpoint_path}; name the file in the spec, as "
@@ -140,8 +147,9 @@ class ImageEncoder(nn.Module):
                 f"image_encoder must give a map of spatial embeddings, timm's {family} family does not, got {name!r}; "
                 f"use for instance a resnet, convnext, vit or swin"
             )
-        is_folder = os.path.isdir(name)  # Path.is_dir raises for a name that no file can have
-        if is_folder:
+        # Without its weights, a folder is not read in the place of a name; a checkpoint names no folder.
+        from_folder = os.path.isdir(name) and (pretrained or not timm.is_model(name))
+        if from_folder:
             name = f"local-dir:{name}"
         options = dict(self.model_kwargs)
         if self.stage is None:
@@ -165,7 +173,7 @@ class ImageEncoder(nn.Module):
                 f"{argument} must be one timm knows, got {name!r} with stage={self.stage}: {error}; "
                 f"similar names: {similar or 'see timm.list_models()'}"
             ) from error
-        if is_folder:  # what a checkpoint stores must mean something where this folder is not
+        if from_folder:  # what a checkpoint stores must mean something where this folder is not
             self.spec = f"timm:{self.body.pretrained_cfg['architecture']}"
         if self.stage is None:
             check_timm(self.body, self.spec, self.projected, self.value_path)
@@ -177,6 +185,8 @@ class ImageEncoder(nn.Module):
 
     def _build_open_clip(self, name: str, pretrained: bool, image_size: int | None) -> dict[str, Any]:
         model, _ = create_open_clip(name, pretrained, force_image_size=image_size, **self.model_kwargs)
+        if is_folder(name, pretrained) and (known := architecture_of(name)) is not None:
+            self._stored_spec = f"open_clip:{known}"
         self.body = model.visual
         check_open_clip(self.body, self.spec, self.projected, self.value_path)
         size = self.body.image_size
@@ -237,16 +247,36 @@ class ImageEncoder(nn.Module):
         return found, found.flatten(1, -2).mean(1) if self.global_token else None  # (B,C)
 
     def config(self) -> dict[str, Any]:
-        """What rebuilds this encoder without its weights, for a checkpoint."""
+        """What rebuilds this encoder without its weights, for a checkpoint.
+
+        An open_clip model from a local folder goes by its architecture's name in open_clip, and by its folder if it has
+        none; a model with that cannot be saved.
+        """
         transform = self.transform.to_dict()
         options = {"projected": self.projected, "value_path": self.value_path, "global_token": self.global_token}
         # Only those that are on: the others are as in checkpoints that were written before they existed.
         on = {name: value for name, value in options.items() if value}
-        return {"spec": self.spec, "stage": self.stage, "model_kwargs": self.model_kwargs, **on, **transform}
+        spec = self._stored_spec or self.spec
+        return {"spec": spec, "stage": self.stage, "model_kwargs": self.model_kwargs, **on, **transform}
 
     def __repr__(self) -> str:
         rows, columns = self.grid_size
         return f"ImageEncoder({self.spec!r}, {self.transform.image_size}px -> {rows}x{columns} of {self.encoder_dim})"
+
+
+def names_folder(spec: str) -> bool:
+    """Whether `ImageEncoder(spec, pretrained=False)` would read a local folder.
+
+    Example:
+        >>> names_folder("timm:resnet18"), names_folder("open_clip:./clip")
+        (False, True)
+    """
+    import timm
+
+    kind, _, name = spec.partition(":")
+    if name.lstrip().lower().startswith(("local-dir:", "/", "\\", ".", "~")):  # timm's prefixes go in any case
+        return True
+    return is_folder(name, pretrained=False) if kind == "open_clip" else os.path.isdir(name) and not timm.is_model(name)
 
 
 def _is_strided_1x1_of_few(convolution: nn.Conv2d) -> bool:

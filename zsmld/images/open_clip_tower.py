@@ -5,6 +5,7 @@ There are three: its own ViT, the ResNet with attention pool of CLIP, and any ti
 
 import difflib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def create_open_clip(name: str, pretrained: bool, **options: Any) -> tuple[Any, 
     """
     import open_clip
 
-    if Path(name).is_dir():
+    if is_folder(name, pretrained):
         name = f"local-dir:{name}"
     arch, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition("/")
     if ":" not in arch and arch not in open_clip.list_models():
@@ -55,6 +56,32 @@ def create_open_clip(name: str, pretrained: bool, **options: Any) -> tuple[Any, 
     if resized_here:
         _resize_attention_pool(model.visual, image_size)
     return model, arch
+
+
+def is_folder(name: str, pretrained: bool) -> bool:
+    """Whether a model's name is a local folder; without its weights, a folder is not read in the place of a name."""
+    import open_clip
+
+    return os.path.isdir(name) and (pretrained or name.partition("/")[0] not in open_clip.list_models())
+
+
+def architecture_of(folder: str) -> str | None:
+    """open_clip's name of the architecture whose image tower a local folder has; None if it has no name."""
+    import open_clip
+
+    def tower_of(config: dict[str, Any]) -> Any:
+        vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
+        return config["embed_dim"], vision, config.get("quick_gelu", False)
+
+    own = open_clip.get_model_config(f"local-dir:{folder}")
+    known = {arch: open_clip.get_model_config(arch) for arch in open_clip.list_models()}
+    alike = [arch for arch, config in known.items() if tower_of(config) == tower_of(own)]
+
+    def text_differs(arch: str) -> tuple[bool, bool]:
+        text = known[arch]["text_cfg"]
+        return text != own["text_cfg"], "hf_model_name" in text  # which would ask the Hub
+
+    return min(alike, key=text_differs, default=None)
 
 
 def _is_resnet(arch: str) -> bool:

@@ -15,7 +15,7 @@ from zsmld.decoder import MLDecoder, TrainingFreeScorer, stack_words
 from zsmld.images import ImageEncoder
 from zsmld.model.card import model_card
 from zsmld.model.card_figures import ReportLike
-from zsmld.model.checkpoint import load_checkpoint
+from zsmld.model.checkpoint import load_checkpoint, storing_problems
 from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions
 from zsmld.model.hub import find_checkpoint, push_checkpoint
 from zsmld.model.summary import summary_html
@@ -228,6 +228,10 @@ class ZeroShotClassifier(nn.Module):
         Args:
             folder: made if it does not exist.
             state_dict: weights to write instead of the current ones, for instance averaged ones.
+
+        Raises:
+            ValueError: if the image encoder could not be rebuilt: its options name files or are no plain values, or it
+                is from a local folder with an architecture that open_clip does not know by name.
         """
         from safetensors.torch import save
 
@@ -262,9 +266,12 @@ class ZeroShotClassifier(nn.Module):
             path.write_text(config, encoding="utf-8")
 
     def _config_text(self) -> str:
+        image_config = self.image_encoder.config()
+        if problems := storing_problems(image_config):
+            raise ValueError("; ".join(problems))
         config: dict[str, Any] = {
             "format": FORMAT,
-            "image_encoder": self.image_encoder.config(),
+            "image_encoder": image_config,
             "decoder": self.decoder.config(),
             "text_encoder": {"spec": self.text_encoder, "identity": self.text_encoder_identity},
             "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict(),

@@ -20,7 +20,7 @@ class PublishedFigure:
 
     Attributes:
         method: as the authors call it.
-        dataset: "nus_wide", "coco", "imagenet".
+        dataset: "nus_wide", "coco", "open_images", "voc2007", "imagenet".
         part: "zsl", "gzsl", "supervised" or "single_label".
         num_words: words ranked.
         test_set: "full", "labelled" (images without any of the words were dropped) or "unknown".

@@ -11,6 +11,7 @@ from zsmld.datasets import ids_digest
 from zsmld.decoder import MLDecoder
 from zsmld.features.hashing import weights_hash
 from zsmld.model import package_versions
+from zsmld.model.checkpoint import storing_problems
 from zsmld.resources import git_revision
 from zsmld.trainer.devices import missing_trackers
 from zsmld.trainer.optimization import Schedule
@@ -92,6 +93,8 @@ def problems_of(trainer: "Trainer") -> list[str]:
             "val_dataset must not be the test images, which would no longer be unseen; take a part of the training "
             "images (val_fraction), or say select_on_test_images=true"
         )
+    if t.output is not None:
+        problems += storing_problems(t.model.image_encoder.config())
     problems += _knowledge_problems(t)
     problems += _sentence_problems(t)
     if t.select_on_unseen_words and (t.val_dataset is None or not t.dataset.vocabulary.unseen):
