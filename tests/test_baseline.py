@@ -125,11 +125,15 @@ def test_descriptions_of_compound_prompts(clip_folder: Any, images: list[Image.I
 
 
 def test_a_clip_is_saved_and_loaded(clip_folder: Any, images: list[Image.Image], tmp_path: Path) -> None:
-    model = create_scorer(f"clip:{clip_folder()}", standardization="both", top_positions=3)
+    folder = clip_folder()
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "tiny_stored_clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny_stored_clip.json")  # a checkpoint names its architecture
+    model = create_scorer(f"clip:{folder}", standardization="both", top_positions=3)
     fit_standardization(model, images, WORDS, device="cpu")
     scores, _ = Predictor(model, WORDS, device="cpu").score(images)
-    model.save_pretrained(tmp_path)
-    again = ZeroShotClassifier.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    again = ZeroShotClassifier.from_pretrained(tmp_path / "model")
     np.testing.assert_array_equal(Predictor(again, WORDS, device="cpu").score(images)[0], scores)
     assert again.training_record == model.training_record and again.image_encoder.value_path
 

@@ -6,6 +6,7 @@ import pickle
 import re
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from zsmld.vocabulary import read_descriptions
 
 texts = st.text(min_size=1, max_size=8).map(str.strip).filter(bool)
 sentences = st.lists(texts, min_size=1, max_size=4)
-word_lists = st.lists(texts, min_size=1, max_size=6, unique=True)
+lines = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=8)
+word_lists = st.lists(
+    lines.map(str.strip).filter(bool), min_size=1, max_size=6, unique_by=lambda text: normalize("NFC", text)
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -204,15 +204,16 @@ def test_one_line_of_a_prediction_names_its_best_words() -> None:
 
 
 def test_a_vocabulary_shows_its_words_on_their_sides() -> None:
-    descriptions = {NASTY[0]: ["a <b>bold</b> thing", "another"]}
-    page = shown(Vocabulary(NASTY, seen=NASTY[:3], templates=["a {} &", "{}"], descriptions=descriptions))
-    assert page.texts[0] == f"Vocabulary of {len(NASTY)} words: 3 seen, {len(NASTY) - 3} unseen"
+    words = [" ".join(text.splitlines()) for text in NASTY]  # a word is one line
+    descriptions = {words[0]: ["a <b>bold</b> thing", "another"]}
+    page = shown(Vocabulary(words, seen=words[:3], templates=["a {} &", "{}"], descriptions=descriptions))
+    assert page.texts[0] == f"Vocabulary of {len(words)} words: 3 seen, {len(words) - 3} unseen"
     assert page.texts[1:3] == ["templates: a {} & and 1 more", "words with descriptions: 1"]
     assert page.rows[0] == ["label", "word", "", "prompt"]
-    assert page.rows[1] == ["0", NASTY[0], "seen", "a <b>bold</b> thing and 1 more"]
-    assert page.rows[4] == ["3", NASTY[3], "unseen", f"a {NASTY[3]} & and 1 more"]
+    assert page.rows[1] == ["0", words[0], "seen", "a <b>bold</b> thing and 1 more"]
+    assert page.rows[4] == ["3", words[3], "unseen", f"a {words[3]} & and 1 more"]
     at = page.texts.index("seen"), page.texts.index("unseen")
-    assert page.texts[at[0] + 1 : at[1]] == list(NASTY[:3])
+    assert page.texts[at[0] + 1 : at[1]] == words[:3]
 
 
 def test_a_long_vocabulary_is_cut_with_counts_and_shows_both_sides() -> None:

@@ -511,6 +511,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     config = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "tiny_captions_clip.json").write_text(json.dumps(config["model_cfg"]))
+    open_clip.add_model_config(folder / "tiny_captions_clip.json")  # a checkpoint names its architecture
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
