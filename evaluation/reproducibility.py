@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmark_head import processor_name
 from safetensors.torch import load_file
 
 from zsmld import Evaluator, ZeroShotClassifier, build_dataset
@@ -44,7 +45,7 @@ def main() -> None:
         "first_and_second": difference(*models),
         "first_and_shipped": difference(models[0], shipped),
         "figures": {"first": figures(models[0]), "shipped": figures(shipped)},
-        "machine": {"processor": processor(), "system": platform.platform()},
+        "machine": {"processor": processor_name(), "system": platform.platform()},
         "versions": package_versions(),
     }
     options.output.mkdir(parents=True, exist_ok=True)
@@ -94,14 +95,6 @@ def figures(model: Path) -> dict[str, float]:
         "ZSL mAP, 20 unseen words": 100 * protocols["zsl"]["mean_average_precision"],
         "GZSL mAP, 100 words": 100 * protocols["gzsl"]["mean_average_precision"],
     }
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def page(content: dict[str, Any]) -> str:

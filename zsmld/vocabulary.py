@@ -195,8 +195,8 @@ def _first(texts: Sequence[str]) -> str:
 def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = False) -> tuple[str, ...]:
     """Words as a tuple of distinct, stripped, non-empty texts of one line, or an error that names what is wrong.
 
-    Two spellings of one text, é as one character or as e and an accent, are not distinct: nobody could tell the columns
-    apart. The words themselves stay as they are spelled.
+    Two spellings of what is one text to Unicode (NFC), é as one character or as e and an accent, are not distinct. The
+    words themselves stay as they are spelled.
     """
     if isinstance(words, str):
         raise TypeError(f"{name} must be a list of words, got the text {words!r}; write [{words!r}]")

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from zsmld.resources import resource_path
-
 _WELCOME = """zsmld scores images against any list of words.
 
   zsmld demo                                             see it work, in a minute, with no network
@@ -73,8 +71,10 @@ def advice_after(error: BaseException, verb: str = "", model: str | None = None)
     """
     if not (isinstance(error, FileNotFoundError) and str(error).startswith("model must be an existing folder")):
         return ""
+    from zsmld.recipe import recipe_names
+
     found = re.fullmatch(r"runs/(\w+)/model/?", model or "")
-    if found and found[1] in {path.stem for path in resource_path("configs").glob("*.yaml")}:
+    if found and found[1] in recipe_names():
         options = " dataset.path=FILE" if found[1] == "custom" else ""
         return f"`zsmld train {found[1]}{options}` makes runs/{found[1]}/model"
     if models := _models_here():

@@ -1,9 +1,10 @@
 """Where the photos of COCO's instance files lie: by split and file name, or by the number that both years share."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from zsmld.datasets.rows import finder
 
 # A name of COCO itself, by whose twelve digits the photo is the same in both years.
 _OFFICIAL = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12}\.\w+)")
@@ -26,14 +27,7 @@ def photo_paths(root: Path, year: int, file_names: Mapping[str, Sequence[str]]) 
     Returns:
         M paths with forward slashes; <own split's folder>/<file_name> where nothing is found.
     """
-    listed: dict[str, set[str]] = {}
-
-    def is_there(path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        if folder not in listed:
-            listed[folder] = set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set()
-        return name in listed[folder]
-
+    is_there = finder(root)
     years = (year, 2017 if year == 2014 else 2014)
     folders = [f"{split}{y}" for y in years for split in ("val", "train")]
     others = [place for place in (*folders, *(f"images/{f}" for f in folders), "images", "") if (root / place).is_dir()]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +137,28 @@ def from_label_lists(columns: dict[str, pa.ListArray], shape: tuple[int, int]) -
     return result
 
 
-def on_disk(root: Path, paths: pa.StringArray) -> np.ndarray:
-    """Which files are there, (M,) bool. Folders are listed once: asking for each of 270,000 files takes far longer."""
+def finder(root: Path) -> Callable[[str], bool]:
+    """Whether a path below root is there. Folders are listed once: asking for each of 270,000 files takes far longer.
+
+    Example:
+        >>> finder(Path("/no/such/folder"))("0/1.jpg")
+        False
+    """
     listed: dict[str, set[str]] = {}
-    found = np.zeros(len(paths), bool)
-    for i, path in enumerate(paths.to_pylist()):
+
+    def is_there(path: str) -> bool:
         folder, _, name = path.rpartition("/")
         if folder not in listed:
             where = root / folder
             listed[folder] = set(os.listdir(where)) if os.path.isdir(where) else set()  # Path.is_dir refuses long names
-        found[i] = name in listed[folder]
-    return found
+        return name in listed[folder]
+
+    return is_there
+
+
+def on_disk(root: Path, paths: pa.StringArray) -> np.ndarray:
+    """Which files are there, (M,) bool."""
+    return np.fromiter(map(finder(root), paths.to_pylist()), bool, len(paths))
 
 
 def shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from zsmld.export.formats import FILES
 from zsmld.export.programs import Program
 from zsmld.images import ImageTransform
 from zsmld.model import ZeroShotClassifier
+from zsmld.model.checkpoint import check_mappings
 from zsmld.text import TextEncoder
 from zsmld.vocabulary import Vocabulary, check_words
 
@@ -66,9 +67,7 @@ def load_exported(folder: str | Path, device: str = "auto", trust_program: bool 
         model.heldout_words = check_words(config["heldout_words"], "heldout_words", allow_empty=True)
         model.calibration, model.prediction = config["calibration"], config["prediction"]
         model.scores, model.training_record = config["scores"], config["training"]
-        for key in ("calibration", "prediction", "training"):
-            if not isinstance(config[key], dict | None):
-                raise TypeError(f"a {key} of type {type(config[key]).__name__}, which is no mapping")
+        check_mappings(config, "calibration", "prediction", "training")
     except (OSError, ImportError):  # what is not on this machine
         raise
     except Exception as error:  # a runtime, JSON and the parts of a model have many kinds; the reader needs the path

@@ -203,11 +203,7 @@ def _build(
         model.scores = config.get("scores", "sigmoid")
         if model.scores not in ("sigmoid", "softmax"):
             raise ValueError(f"checkpoint {name} must have scores sigmoid or softmax, got {model.scores!r}")
-        plain = {"recipe": model.recipe, "calibration": model.calibration, "prediction": model.prediction}
-        plain["training"] = model.training_record
-        for key, stored in plain.items():
-            if not isinstance(stored, dict | None):
-                raise TypeError(f"a {key} of type {type(stored).__name__}, which is no mapping")
+        check_mappings(config, "recipe", "calibration", "prediction", "training")
         for key in ("spec", "identity"):
             if not isinstance(config["text_encoder"][key], str | None):
                 raise TypeError(f"a text_encoder whose {key} is no text")
@@ -223,6 +219,17 @@ def _build(
             raise
         raise ValueError(f"checkpoint {name} must have a complete {CONFIG}, got {error}; save it again") from error
     return model, vocabulary
+
+
+def check_mappings(config: Mapping[str, Any], *keys: str) -> None:
+    """Refuse parts of a configuration that are there and no mappings.
+
+    Raises:
+        TypeError: with the reason alone.
+    """
+    for key in keys:
+        if not isinstance(stored := config.get(key), dict | None):
+            raise TypeError(f"a {key} of type {type(stored).__name__}, which is no mapping")
 
 
 def _may_be_large(image_config: dict[str, Any]) -> bool:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from zsmld.datasets.rows import finder
+
 _TOPS = ("", "NUS-WIDE", "NUS_WIDE", "nuswide")
 _FOLDERS = ("Flickr", "images", "image", "")
 _OFFICIAL = "<class>/<number>_<Flickr id>.jpg"
@@ -98,14 +100,7 @@ def _better(
 
 def count_files(root: Path, paths: Sequence[str]) -> int:
     """How many relative paths are files, each folder listed once."""
-    listed: dict[str, set[str]] = {}
-    found = 0
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        if folder not in listed:
-            listed[folder] = set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set()
-        found += name in listed[folder]
-    return found
+    return sum(map(finder(root), paths))
 
 
 def _listing(folder: Path, classes: set[str]) -> set[str]:
