@@ -13,6 +13,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def difference(ours: Path, theirs: Path) -> dict[str, Any]:
         if not weights[0][name].equal(weights[1][name])
     }
     hashes = [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (ours, theirs)]
-    configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (ours, theirs)]
+    configs = [
+        dict(settings_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))) for folder in (ours, theirs)
+    ]
     return {
         "sha256": hashes,
         "same_bytes": hashes[0] == hashes[1],
@@ -86,6 +89,15 @@ def difference(ours: Path, theirs: Path) -> dict[str, Any]:
             key for key in configs[0].keys() | configs[1].keys() if configs[0].get(key) != configs[1].get(key)
         ),
     }
+
+
+def settings_of(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, with dotted names such as `recipe.trainer.epochs`."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from settings_of(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def figures(model: Path) -> dict[str, float]:

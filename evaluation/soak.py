@@ -1,10 +1,11 @@
-"""The fault tests in full, for hours if it must be: kills, full disks, damaged images, load.
+"""The fault tests and the fuzzing in full, for hours if it must be: kills, full disks, damaged images, files, load.
 
     python evaluation/soak.py            # or `make soak`; goes on where it was stopped
 
-Runs each test of tests/acceptance/test_faults_*.py with its full counts, keeps what it measured in runs/soak, a folder
-for each state of the sources, and writes `evaluation/reports/soak.{json,md}` with plots of memory over time,
-`soak_*.png`. It goes on where it was stopped on the same sources; after a change all is measured anew.
+Runs each test of tests/acceptance/test_faults_*.py and test_fuzz_*.py with its full counts, keeps what it measured in
+runs/soak, a folder for each state of the sources, and writes `evaluation/reports/soak.{json,md}` with plots of memory
+over time, `soak_*.png`. It goes on where it was stopped on the same sources; after a change all is measured anew.
+A test that is skipped has not passed: the report names it.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,16 @@ SECTIONS = {
         "all but its speed), nothing is left over, and after each kill what has its name is whole."
     ),
     "full disk": (
-        "On disks with room for 2 to 92 % of what is written: one sentence says what is not there, what an earlier run "
-        "wrote stays, and with room the same command ends with the bytes of an undisturbed run."
+        "On disks with room for 2 to 92 % of what is written (where none is mounted: where no file may grow beyond "
+        "that share of the largest): one sentence says what is not there, what an earlier run wrote stays, and with "
+        "room the same command ends with the bytes of an undisturbed run."
     ),
     "images": (
         "Through `zsmld predict`: what Pillow decodes is scored as alone (to 1e-5), all else is named with an error."
+    ),
+    "fuzzing": (
+        "Valid files, mutated: each is read, or refused in a sentence that names it; no reader takes more than "
+        "20 seconds or 1 GiB, starts a process, connects or writes elsewhere. Seconds are of a test with its start."
     ),
     "load": "Memory over time, in MiB, of the process and its own; the plots show what no file backs as well.",
 }
@@ -54,34 +62,58 @@ def sources_digest(root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-def run_tests(kept: Path, digest: str) -> list[str]:
-    """Each test that has not passed yet, in a process of its own; those that fail.
+def run_tests(kept: Path, digest: str) -> None:
+    """Each test that has not passed yet, in a process of its own; what came of it is a line of `tests.jsonl`.
 
     Args:
         kept: folder of what is measured on these sources.
         digest: theirs; a test while which they changed counts for nothing.
     """
-    tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "acceptance").glob("test_faults_*.py"))
+    folder = ROOT / "tests" / "acceptance"
+    tests = sorted(
+        str(path.relative_to(ROOT)) for kind in ("faults", "fuzz") for path in folder.glob(f"test_{kind}_*.py")
+    )
     pytest = [sys.executable, "-m", "pytest", "--timeout", "7200"]
     listed = subprocess.run([*pytest, "--collect-only", *tests], cwd=ROOT, capture_output=True, text=True, check=True)
     names = [line for line in listed.stdout.splitlines() if "::" in line]
-    assert len(names) >= 15, listed.stdout
-    failed = []
+    assert len(names) >= 50, listed.stdout
     kept.mkdir(parents=True, exist_ok=True)
+    former = outcomes(kept)
     for name in names:
-        passed = kept / f"{name.split('::')[1].replace('[', ' ').strip(']')}.{Path(name.split('::')[0]).stem}.passed"
-        if passed.exists():
+        if former.get(name, {}).get("passed"):
             continue
         print(name, flush=True)
-        environment = os.environ | {"ZSMLD_SOAK": str(kept), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*pytest, "--tb", "short", name], cwd=ROOT, env=environment)
+        environment, since = os.environ | {"ZSMLD_SOAK": str(kept), "OMP_NUM_THREADS": "1"}, time.monotonic()
+        command = [*pytest, "--tb", "short", "-rs", name]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        print(done.stdout, flush=True)
         if sources_digest() != digest:
             sys.exit(f"the sources must stay as they are, they changed while {name} ran; start again")
-        if done.returncode == 0:
-            passed.touch()
-        else:
-            failed.append(name)
-    return failed
+        outcome = {
+            "test": name,
+            "passed": done.returncode == 0 and re.search(r"^1 passed", done.stdout, re.MULTILINE) is not None,
+            "skipped": re.findall(r"^SKIPPED \[\d+\] (.+)", done.stdout, re.MULTILINE),
+            "seconds": round(time.monotonic() - since),
+        }
+        with (kept / "tests.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(outcome) + "\n")
+
+
+def outcomes(kept: Path) -> dict[str, dict[str, Any]]:
+    """Test -> what came of it the last time."""
+    path = kept / "tests.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {outcome["test"]: outcome for outcome in map(json.loads, lines)}
+
+
+def measured_in(kept: Path) -> dict[str, dict[str, Any]]:
+    """Piece -> what a test kept of it; each fuzz test that passed is a piece, with its seconds beside what it kept."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(kept.glob("*.json"))}
+    for name, outcome in outcomes(kept).items():
+        if outcome["passed"] and "/test_fuzz_" in name:
+            figures = found.setdefault(f"fuzzing of {name.split('::')[1]}", {"figures": {}})["figures"]
+            figures["seconds"] = outcome["seconds"]
+    return found
 
 
 def table(pieces: dict[str, dict[str, Any]]) -> list[str]:
@@ -117,20 +149,28 @@ def main() -> int:
     kept = options.kept.resolve() / digest[:16]
     if options.report_only and not any(kept.glob("*.json")):
         parser.error(f"--report-only must find what was measured on these sources, {kept} has none; leave it out")
-    failed = [] if options.report_only else run_tests(kept, digest)
-    measured = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
+    if not options.report_only:
+        run_tests(kept, digest)
+    measured, came = measured_in(kept), outcomes(kept)
+    skipped = {name: outcome["skipped"] for name, outcome in came.items() if outcome["skipped"]}
+    failed = [name for name, outcome in came.items() if not outcome["passed"] and name not in skipped]
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     report = {
         "command": "python evaluation/soak.py",
         "sources": digest,
         "pieces": {piece: content["figures"] for piece, content in measured.items()},
-        "tests_that_passed": len(list(kept.glob("*.passed"))),
+        "tests_that_passed": sum(outcome["passed"] for outcome in came.values()),
         "tests_that_failed": failed,
+        "tests_that_were_skipped": skipped,
         "machine": machine | {"load": os.getloadavg()},
     }
     REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     lines = ["# Soak", "", "Written by `python evaluation/soak.py` (`make soak`).", ""]
-    lines += [f"{report['tests_that_passed']} tests passed, {len(failed)} failed: {failed or 'none'}."]
+    lines += [f"{report['tests_that_passed']} tests passed, {len(failed)} failed: {', '.join(failed) or 'none'}."]
+    lines += [f"Skipped, so not done: {name} ({'; '.join(reasons)})." for name, reasons in skipped.items()]
+    lines += [
+        f"Measured on the sources {digest[:12]} (`zsmld/` and `tests/acceptance/`, the beginning of their SHA-256)."
+    ]
     lines += [f"On {machine['cores']} cores, shared with other work: seconds are no measure of speed here."]
     for section, explained in SECTIONS.items():
         pieces = {piece: figures for piece, figures in report["pieces"].items() if section_of(piece) == section}
@@ -151,7 +191,7 @@ def main() -> int:
                 lines += [f"![{piece}]({path.name})", ""]
     REPORT.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    return 1 if failed else 0
+    return 1 if failed or skipped else 0
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ def readmes() -> list[Path]:
     return [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 
 
+def notes() -> list[Path]:
+    """What lies beside the datasets, the protocols and the sources, for those who work on them."""
+    files = ("evaluation/protocols.md", "CONTRIBUTING.md", "SECURITY.md")
+    return [*sorted(ROOT.glob("data/*/README.md")), *(ROOT / name for name in files)]
+
+
 def blocks_of(path: Path) -> list[Block]:
     """Fenced blocks, and blocks that are indented by four; an empty line ends these, what follows is another."""
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -385,7 +385,7 @@ def _timm(name: str) -> ImageEncoder:
         (
             "conse:timm:resnet18.a1_in1k",
             {},
-            "give a weights file in image_encoder's checkpoint_path, or a local folder",
+            "give a weights file, image_encoder.checkpoint_path=FILE, or a local folder",
         ),
     ],
 )

@@ -63,6 +63,45 @@ def test_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["predikt"])
     assert caught.value.code == 2 and "predikt" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["import"])
+    assert "did you mean import-weights?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "calibrate", "prepare"])
+def test_overrides_are_never_required(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if verb == "evaluate":  # whose model is optional as well
+        assert main([verb]) == 2
+    else:
+        with pytest.raises(SystemExit):
+            main([verb])
+    assert "overrides" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo"],
+        ["train", "scenes_zsl"],
+        ["evaluate", "scenes"],
+        ["calibrate", "scenes"],
+        ["prepare", "table", "--root", "t.csv"],
+    ],
+)
+def test_a_file_in_the_place_of_the_output_is_refused_first(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("afile").write_text("mine")
+    assert main([*arguments, "--output", "afile"]) == 2
+    wanted = f"zsmld {arguments[0]}: --output must be a folder, afile is a file; choose another\n"
+    assert capsys.readouterr() == ("", wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"] and Path("afile").read_text() == "mine"
+
+
+def test_calibrating_what_is_no_folder_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "scenes"]) == 2
+    assert "--output must be given with the model scenes, which is no folder of yours" in capsys.readouterr().err
 
 
 def test_recipes_are_listed_with_their_headers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +121,9 @@ def test_recipes_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "custom.yaml must not exist yet, it does" in capsys.readouterr().err
     for name in ("custm", None):
         assert main(["recipes", "copy", *([name] if name else [])]) == 2
-        assert f"name must be one of {recipe_names()}, got {name!r}" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert f"name must be a bundled recipe's, got {name or 'none'}; " in err and "`zsmld recipes` lists them" in err
+        assert ("did you mean custom?" in err) == (name == "custm")
 
 
 # ------------------------------------------------------------------------------------------------------------ predict
@@ -268,6 +309,19 @@ def test_python_m_zsmld(tmp_path: Path) -> None:
 
     done = subprocess.run([sys.executable, "-m", "zsmld", "--version"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout == f"zsmld {zsmld.__version__}\n"
+
+
+def test_a_letter_that_the_output_lacks_ends_no_run() -> None:
+    """Windows gives a pipe one of its code pages."""
+    import os
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "zsmld", "predict", "--help"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "100"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2026" in done.stdout
 
 
 def test_an_image_of_any_mode_is_predicted(model_folder: Path, tmp_path: Path) -> None:

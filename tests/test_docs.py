@@ -19,6 +19,7 @@ from documents import (
     blocks_of,
     guides,
     links_of,
+    notes,
     outside_code,
     pages,
     program_arguments,
@@ -31,7 +32,7 @@ from zsmld.cli.arguments import build_parser
 from zsmld.recipe import Recipe, recipe_names
 from zsmld.report.published import read_published
 
-BLOCKS = [block for path in (*readmes(), *guides()) for block in blocks_of(path)]
+BLOCKS = [block for path in (*readmes(), *guides(), *notes()) for block in blocks_of(path)]
 
 
 def hook(name: str) -> ModuleType:
@@ -76,7 +77,7 @@ def test_everything_in_the_nav_is_there(nav: list[str]) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("path", [*readmes(), *pages()], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", [*readmes(), *pages(), *notes()], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_resolve(path: Path, nav: list[str]) -> None:
     for link in links_of(path):
         target, _, anchor = link.partition("#")
@@ -146,6 +147,8 @@ def check_command(command: str) -> None:
         ]
         named = re.findall(r"\[([\w,]+)\]", command)
         assert {extra for group in named for extra in group.split(",")} <= set(extras), command
+    elif words[:2] == ["pre-commit", "install"]:
+        assert (ROOT / ".pre-commit-config.yaml").is_file()
     else:
         pytest.fail(f"not known here, so nobody checks it: {command}")
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -243,7 +244,7 @@ def test_a_missing_extra_ends_in_its_installation(
 @pytest.mark.parametrize(
     ("spec", "ways"),
     [
-        ("timm:resnet50.a1_in1k", ["hf download timm/resnet50.a1_in1k", "image_encoder's checkpoint_path"]),
+        ("timm:resnet50.a1_in1k", ["hf download timm/resnet50.a1_in1k", "image_encoder.checkpoint_path=FILE"]),
         ("timm:hf-hub:owner/net", ["hf download owner/net`"]),
         ("timm:no_such_network", ["give a weights file"]),
         ("open_clip:ViT-B-16/openai", ["hf download timm/vit_base_patch16_clip_224.openai`", "-quickgelu/FILE"]),
@@ -258,6 +259,7 @@ def test_weights_that_lack_end_in_the_command_that_fetches_them(spec: str, ways:
     where = f"weights of {re.escape(spec)} must be on this machine"
     with pytest.raises(FileNotFoundError, match=where) as caught, reachable(spec):
         raise OSError("cannot connect to the Hub")
+    assert "the download failed (OSError); connect" in str(caught.value)
     for way in ways:
         assert way in str(caught.value)
     assert "connect to the network" in str(caught.value) and "unset HF_HUB_OFFLINE" in str(caught.value)
@@ -276,6 +278,29 @@ def test_weights_that_lack_end_in_the_command_that_fetches_them(spec: str, ways:
 def test_encoders_say_so_without_a_network(make: Callable[[str], Any], spec: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"hf download \S+` .*, or give a"):
         make(spec)
+
+
+def test_the_sentence_stands_alone_and_a_log_comes_after_success(tmp_path: Path) -> None:
+    """In a process of its own, whose root logger has no handlers, as a user's."""
+    script = tmp_path / "load.py"
+    script.write_text(
+        "import logging, zsmld\n"
+        "from zsmld.images.weights import reachable\n"
+        "from zsmld.images.open_clip_tower import create_open_clip\n"
+        "for make in (zsmld.ImageEncoder, lambda spec: zsmld.TextEncoder(spec, device='cpu').text_dim):\n"
+        "    try:\n"
+        "        make('open_clip:RN50/openai')\n"
+        "    except FileNotFoundError:\n"
+        "        pass\n"
+        "with reachable('open_clip:RN50'):\n"
+        "    create_open_clip('RN50', pretrained=False)\n"
+        "    logging.getLogger('mine').warning('of another')\n"
+        "assert not logging.getLogger().handlers and not logging.getLogger().filters\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "")
+    first, *rest = done.stderr.splitlines()
+    assert first == "of another" and rest and all("RN50" in line for line in rest)
 
 
 def test_the_text_encoder_of_the_demo_names_its_package(

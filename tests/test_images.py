@@ -193,13 +193,15 @@ def test_unknown_spec(spec: str) -> None:
 
 def test_unknown_model_has_similar_names() -> None:
     with pytest.raises(
-        ValueError, match=r"image_encoder must be one timm knows, got 'resnet81' .*similar names: \[.*'resnet18'"
+        ValueError, match=r"image_encoder must be one timm knows, got 'resnet81'; similar names: \[.*'resnet18'"
     ):
         ImageEncoder("timm:resnet81", pretrained=False)
 
 
 def test_open_clip_without_weights() -> None:
-    with pytest.raises(ValueError, match=r"must name weights of ViT-B-32 or a file, got 'none'; it has .*openai"):
+    with pytest.raises(
+        ValueError, match=r"must name weights of ViT-B-32 or a file, got none; .* instance open_clip:ViT-B-32/openai"
+    ):
         ImageEncoder("open_clip:ViT-B-32")
 
 

@@ -287,6 +287,13 @@ def test_average_precision_of_a_constant_score_on_the_real_labels_is_their_share
     np.testing.assert_allclose(result, chance_average_precision(targets), rtol=0, atol=1e-12)
 
 
+def test_the_share_of_unsigned_targets_with_gaps_in_memory():
+    """numpy 2.0 to 2.2.5 end the process when such an array is compared with −1, which it cannot hold."""
+    packed = np.random.default_rng(0).integers(0, 256, (20_000, 11), np.uint8)
+    targets = np.unpackbits(packed, axis=1)[:, :81]
+    np.testing.assert_array_equal(chance_average_precision(targets), targets.mean(0))
+
+
 # ------------------------------------------------------------------------------------------------------- policies
 
 

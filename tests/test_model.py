@@ -121,6 +121,22 @@ def test_save_config_leaves_the_weights(saved: tuple[ZeroShotClassifier, Path], 
         model.save_config(tmp_path / "none")
 
 
+def test_files_of_two_models_are_refused(saved: tuple[ZeroShotClassifier, Path]) -> None:
+    """Every tensor fits; words would get the embeddings of others."""
+    model, folder = saved
+    config = (folder / "config.json").read_bytes()
+    model.remember_words(Vocabulary(model.vocabulary.words[::-1]), model.word_embeddings.flip(0))
+    model.save_pretrained(folder)
+    ZeroShotClassifier.from_pretrained(folder)
+    (folder / "config.json").write_bytes(config)
+    with pytest.raises(ValueError, match=r"checkpoint .* must have the weights that its config\.json was written for"):
+        ZeroShotClassifier.from_pretrained(folder)
+    older = json.loads(config)
+    del older["weights_sha256"]  # as written before it was stored
+    (folder / "config.json").write_text(json.dumps(older))
+    ZeroShotClassifier.from_pretrained(folder)
+
+
 def test_what_cannot_be_written_leaves_the_old_model(saved: tuple[ZeroShotClassifier, Path]) -> None:
     model, folder = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -177,7 +193,7 @@ def test_known_words_need_no_text_encoder(
 def test_loading_is_strict(saved: tuple[ZeroShotClassifier, Path]) -> None:
     _, folder = saved
     weights = folder / "model.safetensors"
-    tensors = safetensors.torch.load_file(weights)
+    content, tensors = weights.read_bytes(), safetensors.torch.load_file(weights)
     name = "decoder.shared_fc.weight"
 
     def refused(changed: dict, message: str) -> None:
@@ -191,7 +207,7 @@ def test_loading_is_strict(saved: tuple[ZeroShotClassifier, Path]) -> None:
     safetensors.torch.save_file({k: v for k, v in tensors.items() if k != "word_embeddings"}, weights)
     with pytest.raises(ValueError, match=r"word_embeddings must be \(6, 16\), one row for each word .* got None"):
         ZeroShotClassifier.from_pretrained(folder)
-    safetensors.torch.save_file(tensors, weights)
+    weights.write_bytes(content)
     ZeroShotClassifier.from_pretrained(folder)
 
 

@@ -383,6 +383,9 @@ def test_a_config_that_names_other_things_is_refused(
 
 def test_weights_that_lie_are_refused(model: ZeroShotClassifier, make_model: MakeModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["weights_sha256"]  # who lies would state the right one
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     path = tmp_path / "model.safetensors"
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])

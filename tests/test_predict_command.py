@@ -551,6 +551,42 @@ def test_pictures_and_contact_sheet(place: Path, predict: Callable[..., int], mo
     assert page.count("<figure") == 24 and page.count("data:image/jpeg") == 23 and "010.png" in page
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "t.jsonl", "--pictures", "a"], "--pictures must be a folder, a is a file; choose another"),
+        (["--output", "t.jsonl", "--pictures", "a/b"], "--pictures must lie in a folder, a is a file"),
+        (["--output", "t.jsonl", "--contact-sheet", "a/s.html"], "--contact-sheet must lie in a folder, a is a file"),
+        (["--output", "t.jsonl", "--scores-output", "a/s.npy"], "--scores-output must lie in a folder, a is a file"),
+        (["--output", "a/t.jsonl"], "--output must lie in a folder, a is a file"),
+    ],
+)
+def test_outputs_that_cannot_be_made_leave_no_work_folder(
+    arguments: list[str], message: str, place: Path, predict: Callable[..., int], capsys: Any
+) -> None:
+    Path("a").write_text("mine")
+    assert predict(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in place.iterdir() if path.name.startswith("t.")) == []
+    assert Path("a").read_text() == "mine"
+
+
+def test_files_of_words_that_are_not_there(place: Path, predict: Callable[..., int], capsys: Any) -> None:
+    Path("latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    for option, given, message in (
+        ("--words-file", "none.txt", "--words-file must be an existing text file, not found: none.txt"),
+        ("--words-file", "images", "--words-file must be an existing text file, not found: images"),
+        ("--words-file", "latin.txt", "--words-file must be a UTF-8 text file, latin.txt is not"),
+        ("--synonyms", "none.json", "--synonyms must be an existing JSON file, not found: none.json"),
+        ("--thresholds-file", "none.json", "--thresholds-file must be an existing JSON file, not found: none.json"),
+    ):
+        assert predict(option, given) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict("--threshold", "calib")
+    assert "must be a number, calibrated or stored, got 'calib'" in capsys.readouterr().err
+
+
 def test_thresholds_and_synonyms_from_files(place: Path, predict: Callable[..., int], capsys: Any) -> None:
     Path("thresholds.json").write_text('{"dog": 0, "cat": 1}')
     Path("synonyms.json").write_text('{"cat": ["zebra", "lamp"]}')

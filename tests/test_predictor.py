@@ -313,7 +313,9 @@ def test_wrong_words(model: Any, make_model: MakeModel) -> None:
         make(model, "dog")
     with pytest.raises(ValueError, match=r"words must have a vector in words\.npz, .*\['unheard-of'\]"):
         make(model, ["dog", "unheard-of"])
-    with pytest.raises(ValueError, match=r"word must be one of the 2 words .* got 'zebra'"):
+    with pytest.raises(ValueError, match=r"words must be new, got \['cat'\], already among the words"):
+        make(model, ["dog", "cat"]).add_words(["zebra", "cat"])
+    with pytest.raises(ValueError, match=r"among those of the predictor, got \['zebra'\] besides; leave them out"):
         make(model, ["dog", "cat"]).remove_words(["zebra"])
     with pytest.raises(ValueError, match="at least one left, all would be removed; use set_words"):
         make(model, ["dog", "cat"]).remove_words(["cat", "dog"])
@@ -524,6 +526,7 @@ def test_class_mode_scores_its_classes_and_no_other(make_model: MakeModel, image
         ({"threshold": {"dog": 2}}, r"thresholds must be in \[0, 1\], got \{'dog': 2\}"),
         ({"threshold": {}, "default_threshold": -1}, r"default_threshold must be in \[0, 1\] or 'calibrated', got -1"),
         ({"threshold": {}, "default_threshold": "calibrated"}, "got 'calibrated' and no calibration"),
+        ({"threshold": "calib"}, "threshold must be a number, .* got 'calib'; correct it"),
         ({"threshold": "stored"}, "threshold must be a number, .* got 'stored' .* no stored thresholds"),
     ],
 )

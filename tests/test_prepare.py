@@ -68,7 +68,12 @@ def test_prepare_refuses_with_everything_that_is_wrong(
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"zsmld prepare: {coco} must be a complete download of coco, found:\n  - ")
-    for part in ("must have 118,287 images, got 40", "must have 5,000 images, got 12", "1 of 52 images are not in"):
+    for part in (
+        "must have 118,287 images, got 40",
+        "must have 5,000 images, got 12",
+        "1 of 52 images are not in",
+        "is --missing-images drop here",
+    ):
         assert part in err
     assert f"{3:012d}.jpg" in err and not (tmp_path / "index").exists()
     assert main([*arguments, "check_counts=false", "--missing-images", "drop", "--decode", "0"]) == 0

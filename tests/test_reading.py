@@ -1,5 +1,6 @@
 """Files of others stay within bounds in memory, and what is valid is read."""
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from zsmld.reading import read_arrow, read_parquet, read_torch
+from zsmld import TextEncoder
+from zsmld.reading import read_arrow, read_numpy, read_parquet, read_torch
 from zsmld.recipe.values import read_yaml
 
 
@@ -39,6 +41,57 @@ def test_a_table_that_unpacks_without_end_is_refused(rows: int, characters: int,
     assert (tmp_path / "t.parquet").stat().st_size < 100_000
     with pytest.raises(ValueError, match=r"it unpacks to more than .* bytes, far beyond its size"):
         read_parquet(tmp_path / "t.parquet")
+
+
+def npy(descr: str, shape: tuple[int, ...], data: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+def test_what_numpy_saves_is_read(tmp_path: Path) -> None:
+    arrays = {"scores": np.eye(300), "words": np.array(["a", "ü"]), "none": np.zeros((0, 3)), "one": np.array(1.0)}
+    arrays["targets"] = np.zeros((1000, 1000))  # as rare labels pack
+    for save, name in ((np.savez, "s.npz"), (np.savez_compressed, "p.npz")):
+        save(tmp_path / name, **arrays)
+        with read_numpy(tmp_path / name) as found:
+            assert found.files == list(arrays)
+            for key, array in arrays.items():
+                np.testing.assert_array_equal(found[key], array)
+    np.save(tmp_path / "a.npy", arrays["scores"].T[::2])
+    np.testing.assert_array_equal(read_numpy(tmp_path / "a.npy"), arrays["scores"].T[::2])
+    with pytest.raises(FileNotFoundError):
+        read_numpy(tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_as_numpy_does_not_write_it_is_refused(method: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "v.npz", "w", method) as archive:
+        archive.writestr("embeddings.npy", npy("<f4", (1, 10**6), b"\0" * 4 * 10**6))
+    with pytest.raises(ValueError, match="it is compressed with bzip2 or LZMA, which numpy does not do"):
+        read_numpy(tmp_path / "v.npz")
+    with pytest.raises(ValueError, match=r"v\.npz must be numbers or texts .*bzip2 or LZMA, .* save it again"):
+        TextEncoder(f"vectors:{tmp_path / 'v.npz'}").encode_words(["dog"])
+
+
+def test_an_archive_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "s.npz", scores=np.zeros((1000, 1000)))
+    monkeypatch.setattr("zsmld.reading._ROOM", 0)
+    monkeypatch.setattr("zsmld.reading._EXPANSION", 100)
+    with pytest.raises(ValueError, match=r"it unpacks to more than .* bytes, far beyond its size"):
+        read_numpy(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize(("descr", "shape"), [("<f4", (10**6, 10**6)), ("<U0", (10**9,)), ("<U500000000", (1,))])
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_an_array_of_more_than_its_file_has_is_refused(
+    descr: str, shape: tuple[int], name: str, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("scores.npy", npy(descr, shape, b"\0" * 16))
+    (tmp_path / "a.npy").write_bytes(npy(descr, shape, b"\0" * 16))
+    with pytest.raises(ValueError, match=r"it has an array \(.*\) of .* in 16 stored bytes"):
+        read_numpy(tmp_path / name)
 
 
 def test_tensors_are_looked_into_once(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_bad_additions_leave_the_predictor_as_it_was(model: Any, images: list[Im
     predictor = make(model)
     before = predictor.score(images)[0]
     for words, synonyms, message in (
-        (["kite"], None, r"words must not be synonyms of others, got \['kite'\]"),
+        (["kite"], None, r"words must be new, got \['kite'\], already among the words or synonyms"),
         (["tree"], {"tree": ["lamp"]}, "synonyms must be of one word each, got 'lamp' of 'dog' and of 'tree'"),
         (["tree"], {"tree": ["cat"]}, "synonyms must not be words themselves, got 'cat' of 'tree'"),
         (["tree"], {"cat": ["boat"]}, "synonyms must be of the words, got those of 'cat'"),

@@ -1,8 +1,10 @@
 """Tables: a person's own photos."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zsmld.datasets import Index, IndexedDataset, build_dataset, prepare
-from zsmld.datasets.table import guess_separator, read_table, split_words, table
+from zsmld.datasets.rows import guess_separator
+from zsmld.datasets.table import read_table, split_words, table
 
 ROWS = [("a.png", ["dog", "red car"]), ("b.png", ["cat"]), ("c.png", []), ("d.png", ["cat", "dog"])]
 CSV = "image,labels\na.png,dog|red car\nb.png,cat\nc.png,\nd.png,cat|dog\n"
@@ -307,6 +310,7 @@ def test_split_column_decides(tmp_path: Path) -> None:
         ("t.csv", "picture,labels\na,b\n", {}, r"image_column must be named, t\.csv has 0 columns .*\['picture'"),
         ("t.csv", "image,path,labels\na,b,c\n", {}, "image_column must be named, .* has 2 columns"),
         ("t.csv", "image,words,tags\na,b,c\n", {}, "words_column must be named, .* has 2 columns"),
+        ("t.csv", "image,lables\na,b\n", {}, r"0 columns .*\['image', 'lables'\], usual are labels, tags, words"),
         ("t.csv", CSV, {"image_column": "photo"}, r"image_column must be a column of t\.csv, got 'photo'; it has"),
         ("t.csv", CSV, {"split": "dev"}, "split must be 'train', 'val', 'test' or 'all', got 'dev'"),
         ("t.csv", CSV, {"val_fraction": 0.6, "test_fraction": 0.5}, "must leave rows to train on, got 0.6 and 0.5"),
@@ -369,3 +373,128 @@ def test_an_empty_separator_and_an_empty_word_list_are_refused(tmp_path):
     (tmp_path / "words.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"words must have at least one word, .*words.txt has none"):
         prepare("table", path, words=tmp_path / "words.txt")
+
+
+# ------------------------------------------------------------------------------- what a file may not hold, with its row
+
+
+def refused(path: Path, **options: Any) -> str:
+    with pytest.raises(ValueError) as raised:
+        table(path, **options)
+    assert str(raised.value).startswith(f"{path} must be a usable table of images, found:\n  - ")
+    return str(raised.value)
+
+
+def test_unusable_words_name_the_file_and_the_row_all_at_once(tmp_path: Path) -> None:
+    text = 'image,labels,split\na.png,dog|é,train\nb.png,"hot\ndog",train\nc.png,e\u0301|a\x1b[31mb,dev set\n'
+    path = write(tmp_path, "t.csv", text)
+    (tmp_path / "p.json").write_text(json.dumps({"seen": ["é"], "unseen": ["dog"]}), encoding="utf-8")
+    for options in ({}, {"partition": tmp_path / "p.json"}):
+        message = refused(path, **options)
+        assert len(message.splitlines()) == 5
+        assert r"t.csv, row 2: words must be of one line, " in message and r"got 'hot\ndog'; write it anew" in message
+        assert "t.csv, row 3: words must be of one line, " in message and r"got 'a\x1b[31mb'; write it" in message
+        assert ", row 3: words must be distinct, got 'é'" in message or ", row 1: words must be distinct" in message
+        assert "column split of t.csv must say train, val or test, got ['dev set']" in message
+    with pytest.warns(UserWarning, match=r"words outside the vocabulary are left out: .*'hot\\ndog'"):
+        assert table(write(tmp_path, "u.csv", text.replace("dev set", "test")), words=["dog"]).vocabulary.words == (
+            "dog",
+        )
+
+
+def test_of_many_unusable_words_some_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.csv", "image,labels\na.png," + "|".join(f"w\x01{i}" for i in range(1005)) + "\n")
+    message = refused(path)
+    assert message.count("t.csv, row 1: words must be of one line") == 5
+    assert "t.csv must have usable words, 1,000 more are not; correct them" in message
+
+
+def test_a_file_of_words_is_named(tmp_path: Path) -> None:
+    problems: list[str] = []
+    (tmp_path / "words.txt").write_text("dog\na\x1b[31mb\n", encoding="utf-8")
+    assert read_table(write(tmp_path, "t.csv", CSV), problems, words=tmp_path / "words.txt") is not None
+    assert len(problems) == 1 and problems[0].startswith(f"{tmp_path / 'words.txt'}: words must be of one line")
+
+
+@pytest.mark.parametrize("entry", [[["dog"]], ["dog", {"a": 1}], {"dog": 1}, ["dog", [[]]]])
+def test_what_is_no_text_is_no_word(entry: Any, tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "labels": ["dog"]}, {"image": "b.png", "labels": entry}]
+    path = write(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert "t.jsonl must have texts or a list of texts as words, got " in refused(path)
+    assert " in row 2 and others in 0 more rows; write each word as a text" in refused(path)
+
+
+def test_what_is_no_text_in_parquet_is_no_word(tmp_path: Path) -> None:
+    for cells, got in (([["dog"], ["cat"]], None), ([[["dog"]], [["cat"]]], "['dog']"), ([b"dog", b"cat"], "b'dog'")):
+        pq.write_table(pa.table({"image": ["a.png", "b.png"], "labels": cells}), write(tmp_path, "t.parquet", ""))
+        if got is None:
+            assert table(tmp_path / "t.parquet").vocabulary.words == ("cat", "dog")
+        else:
+            assert f"got {got} in row 1 and others in 1 more rows" in refused(tmp_path / "t.parquet")
+
+
+def test_numbers_are_words(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.jsonl", '{"image": "a.png", "labels": [7, "dog"]}\n{"image": "b.png", "labels": 8}\n')
+    assert table(path).vocabulary.words == ("7", "8", "dog")
+    with pytest.raises(
+        ValueError, match=r"the table must have texts or a list of texts as words, got \['a'\] in row 1"
+    ):
+        split_words(pd.Series([[["a"]]], dtype=object), "|")
+
+
+@pytest.mark.parametrize("first", ["", "b.png,cat\n"])
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_a_row_with_more_fields_than_columns_is_refused_at_once(first: str, separator: str, tmp_path: Path) -> None:
+    text = f"image,labels\n{first}a.png,dog,{',' * 100_000}\n".replace(",", separator)
+    path = write(tmp_path, "t.csv" if separator == "," else "t.tsv", text)
+    start = time.monotonic()
+    message = refused(path)
+    assert time.monotonic() - start < 5  # it took minutes
+    assert f"Expected 2 fields in line {3 if first else 2}, saw 100003 (quote the words of a row or join" in message
+
+
+def test_more_columns_than_anybody_has_are_refused_at_once(tmp_path: Path) -> None:
+    start = time.monotonic()
+    message = refused(write(tmp_path, "t.csv", f"image,labels{',' * 100_000}\na.png,dog\n"))
+    assert "it has 100,002 columns, of 10,000 at most" in message and time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\ufeffimage,labels\na.png,dog\n", '\n  \n"image","labels"\n\na.png,dog', "image,labels,,\r\na.png,dog\r\n"],
+)
+def test_marks_blank_lines_and_columns_without_a_name_are_nobodys_harm(text: str, tmp_path: Path) -> None:
+    found = table(write(tmp_path, "t.csv", text))
+    assert found.vocabulary.words == ("dog",) and ids_of(found) == ["a.png"]
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    for name, separator in (("t.csv", ","), ("t.tsv", "\t")):
+        text = "image,image,labels\na.png,b.png,dog\n".replace(",", separator)
+        message = refused(write(tmp_path, name, text), image_column="image")
+        assert f"{name} must have columns of different names, got ['image'] twice; rename one" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"image": "a.png", "labels": ["dog"], "labels": ["cat"]}', "the key 'labels' stands twice"),
+        ('{"image": "a.png", "labels": "dog", "of": {"a": 1, "a": 2}}', "the key 'a' stands twice"),
+        ("[]", "it is no object"),
+        ("5", "it is no object"),
+        ('{"image": "a.png"', "Expecting ',' delimiter"),
+        ('{"image": ' + "[" * 100_000, "maximum recursion depth"),
+    ],
+)
+def test_a_line_that_is_no_object_is_refused(line: str, reason: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "t.jsonl", '{"image": "b.png", "labels": ["dog"]}\n\n' + line + "\n")
+    assert f"t.jsonl must be a readable table, it is not: line 3: {reason}" in refused(path)
+
+
+def test_unusable_words_of_a_hugging_face_dataset_name_it_and_the_column() -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict({"image": ["a.png", "b.png"], "labels": ["dog", "hot\ndog"]})
+    with pytest.raises(ValueError) as raised:
+        build_dataset("hugging_face", path=made)
+    start = "hugging_face must have usable words in column 'labels', found:\n  - words must be of one line, "
+    assert str(raised.value).startswith(start) and r"got 'hot\ndog'; write it anew" in str(raised.value)

@@ -11,7 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from zsmld import Vocabulary
-from zsmld.vocabulary import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_templates, check_words, named_templates
+from zsmld.vocabulary import (
+    DEFAULT_TEMPLATES,
+    TEMPLATE_SETS,
+    check_templates,
+    check_words,
+    named_templates,
+    wrong_words,
+)
 
 texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=8)
 texts = texts.map(str.strip).filter(bool)
@@ -184,6 +191,45 @@ def test_a_set_has_no_order_and_is_refused() -> None:
     with pytest.raises(TypeError, match="words must be a list, whose order is that of the labels, got a set"):
         Vocabulary({"dog", "cat"})
     assert Vocabulary(["dog", "cat"], seen={"cat"}).seen == ("cat",)
+
+
+@pytest.mark.parametrize("word", ["a\x1b[31mb", "a\tb", "a\x07b", "a\x7fb", "a\x9bb", "a\x80b", "a\x0cb", "a\u2029b"])
+def test_words_that_would_order_a_terminal_about_are_refused(word: str) -> None:
+    for make in (lambda: Vocabulary(["dog", word]), lambda: Vocabulary(["dog"]).add([word])):
+        with pytest.raises(ValueError) as raised:
+            make()
+        assert str(raised.value) == (
+            f"words must be of one line, without NUL and without halves of characters or control characters, got "
+            f"{word!r}; write it anew"
+        )
+    state = Vocabulary(["dog"]).to_dict() | {"words": ["dog", word], "seen": ["dog"]}
+    with pytest.raises(ValueError, match="control characters"):  # a stranger's checkpoint
+        Vocabulary.from_dict(state)
+
+
+@given(st.characters(categories=["Cc"]))
+def test_no_control_character_is_within_a_word(control: str) -> None:
+    with pytest.raises(ValueError, match="without halves of characters or control characters"):
+        Vocabulary([f"a{control}b"])
+
+
+def test_joiners_and_marks_of_direction_stay() -> None:
+    words = [
+        "👩\u200d👩\u200d👧",
+        "می\u200cخواهم",
+        "زرافة",
+        "\u202eevil",
+        "\u2067زرافة\u2069",
+        "soft\u00adhyphen",
+        "a\u00a0b",
+    ]
+    assert Vocabulary(words).words == tuple(words)
+
+
+def test_every_wrong_word_is_told_of() -> None:
+    assert wrong_words(["dog", "é", "👩\u200d👧"]) == {}
+    found = wrong_words(["é", "a\nb", "e\u0301", "\ud83e"])
+    assert list(found) == ["a\nb", "\ud83e", "e\u0301"] and "twice, once as '\\xe9' and once as" in found["e\u0301"]
 
 
 # ------------------------------------------------------------------------------------------------ sets of templates

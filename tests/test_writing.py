@@ -7,7 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from zsmld.writing import to_the_end, written_whole
+from zsmld.writing import check_folder, to_the_end, written_whole
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").touch()
+    for folder in (".", "new", "new/er", tmp_path, tmp_path / "new"):
+        check_folder(folder)
+    with pytest.raises(FileExistsError, match="--output must be a folder, a is a file; choose another"):
+        check_folder("a")
+    with pytest.raises(FileExistsError, match="--index must lie in a folder, a is a file; choose another"):
+        check_folder("a/b/c", "--index")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match=r"--output must lie in a folder that you may write to, \. is none"):
+        check_folder("new")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ValueError("wrong")])

@@ -370,7 +370,7 @@ def _checked_targets(y: np.ndarray, num_words: int | None) -> np.ndarray:
     if not np.isin(y, (1, 0, -1)).all():
         strange = y[~np.isin(y, (1, 0, -1))][0]
         raise ValueError(f"y must be 1 (present), 0 (absent) or -1 (unknown) in a matrix, got {strange!r}; recode it")
-    if not (y == 0).any() and (y == -1).any():
+    if not (y == 0).any() and (y < 0).any():
         raise ValueError("y must be 0 where a word is absent, got only -1, which is unknown; recode it")
     return y.astype(np.int8)
 

@@ -1,11 +1,16 @@
 """Files that others wrote, read as data: nothing in them runs, and they do not grow in memory beyond what they hold."""
 
+import argparse
+import io
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _ROOM = 64 * 2**20  # bytes in memory that any file may take
-_EXPANSION = 1_000  # and how many times its size, which no table of images with words comes near
+_EXPANSION = 1_000  # and how many times its size, which no matrix of images with words comes near
 
 
 def read_torch(path: str | Path) -> Any:
@@ -34,9 +39,10 @@ def read_torch(path: str | Path) -> Any:
         for tensor in _tensors_in(loaded):
             if tensor.is_meta:
                 raise ValueError("it has a tensor without numbers, of the device meta")
-            if tensor.layout == torch.strided and not tensor.is_quantized:
+            if tensor.layout == torch.strided:
                 stored = tensor.untyped_storage().nbytes()
-                if tensor.numel() * tensor.element_size() > stored:
+                numbers_a_byte = 4 if tensor.is_quantized else 1  # quint2x4 has four
+                if tensor.numel() * tensor.element_size() > numbers_a_byte * stored:
                     raise ValueError(f"it has a tensor {tuple(tensor.shape)} of {stored} stored bytes")
     except FileNotFoundError:
         raise
@@ -59,17 +65,77 @@ def _tensors_in(content: Any) -> list[Any]:
             tensors.append(value)
         elif isinstance(value, dict):
             waiting += value.values()
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, (list, tuple, set)):
             waiting += value
+        elif isinstance(value, argparse.Namespace):  # the settings of a training
+            waiting += vars(value).values()
     return tensors
+
+
+def read_numpy(path: str | Path) -> Any:
+    """What numpy saved, objects left out: the array of a `.npy` file; the open archive of a `.npz`, for `with`.
+
+    Raises:
+        ValueError: with the reason alone: it is damaged, is a pickle, has an array that is larger than its data, or
+            unpacks to far more than its size. `archive[name]` raises numpy's errors, for objects or damage.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez_compressed(f"{folder}/scores.npz", scores=np.zeros((2, 3)))
+        ...     with read_numpy(f"{folder}/scores.npz") as arrays:
+        ...         print(arrays["scores"].shape)
+        (2, 3)
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            packed = file.read(2) == b"PK"  # as numpy tells both apart, whatever the name
+            file.seek(0)
+            if not packed:
+                _check_header(file, size)
+            else:
+                with zipfile.ZipFile(file) as archive:
+                    _check_members(archive, _ROOM + _EXPANSION * size)
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy, zip and zlib have many kinds
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _check_members(archive: zipfile.ZipFile, room: int) -> None:
+    # zipfile keeps to the stated size of a deflated member, but unpacks a whole block of bzip2 or LZMA: 1 KB is 1 GB.
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
+        raise ValueError("it is compressed with bzip2 or LZMA, which numpy does not do")
+    if sum(member.file_size for member in archive.infolist()) > room:
+        raise ValueError(f"it unpacks to more than {room:,} bytes, far beyond its size")
+    for member in archive.infolist():
+        with archive.open(member) as content:
+            _check_header(content, member.file_size)
+
+
+def _check_header(content: Any, size: int) -> None:
+    """Refuse an array of more numbers than its file has, for which numpy would take the memory first."""
+    opening = io.BytesIO(content.read(2**16))  # not even numpy reads a longer header
+    start = opening.read(8)
+    if start[:6] != np.lib.format.MAGIC_PREFIX:
+        return  # of another kind, which numpy refuses, or gives as bytes
+    read = np.lib.format.read_array_header_1_0 if start[6] == 1 else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(opening)
+    stored = size - opening.tell()
+    if not dtype.hasobject and math.prod(shape) * max(dtype.itemsize, 1) > stored:
+        raise ValueError(f"it has an array {shape} of {dtype} in {stored} stored bytes")
 
 
 def read_parquet(path: str | Path) -> Any:
     """A Parquet file as a pandas frame; see `read_arrow`."""
+    table = read_arrow(path)
     try:
-        return read_arrow(path).to_pandas()
-    except NotImplementedError as error:  # a type that pandas has not
-        raise ValueError(str(error)) from error
+        return table.to_pandas()
+    except Exception as error:  # a type that pandas has not, or what is said there of its own columns is wrong
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def read_arrow(path: str | Path) -> Any:

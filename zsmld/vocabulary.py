@@ -5,6 +5,7 @@ The only owner of label order: column j of every array in zsmld is `vocabulary.w
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,9 @@ from zsmld.display import chips, facts, folded, panel, table
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 TEMPLATE_SETS = ("photo", "simple", "imagenet")
 
+# Control characters (C0, DEL, C1) and the two separators that end a line and are none. Joiners and marks of direction
+# stay: emoji and Persian are written with them.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NUM_SHOWN = 60  # seen and as many unseen words in a notebook's table
 
 
@@ -195,8 +199,9 @@ def _first(texts: Sequence[str]) -> str:
 def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = False) -> tuple[str, ...]:
     """Words as a tuple of distinct, stripped, non-empty texts of one line, or an error that names what is wrong.
 
-    Two spellings of what is one text to Unicode (NFC), é as one character or as e and an accent, are not distinct. The
-    words themselves stay as they are spelled.
+    No text may hold a control character: printed, it would be an order to the terminal. Joiners and marks of direction
+    are part of some scripts, and stay. Two spellings of what is one text to Unicode (NFC), é as one character or as e
+    and an accent, are not distinct. The words themselves stay as they are spelled.
     """
     if isinstance(words, str):
         raise TypeError(f"{name} must be a list of words, got the text {words!r}; write [{words!r}]")
@@ -214,25 +219,38 @@ def check_words(words: Iterable[str], name: str = "words", allow_empty: bool = F
     duplicates = [word for word, count in Counter(words).items() if count > 1]
     if duplicates:
         raise ValueError(f"{name} must be distinct, got {duplicates[:5]} more than once; remove the duplicates")
+    for wrong in wrong_words(words).values():
+        raise ValueError(f"{name} {wrong}")
+    return words
+
+
+def wrong_words(words: Sequence[str]) -> dict[str, str]:
+    """Those of distinct, stripped texts that can be no words beside the others, and what `check_words` says of each.
+
+    Example:
+        >>> wrong_words(["dog", "hot\\ndog"])["hot\\ndog"].partition(", got ")[2]
+        "'hot\\\\ndog'; write it anew"
+    """
+    found: dict[str, str] = {}
     together = "".join(words)
     if not together.isprintable():
         # One word a line is what lists of words are, and neither file nor database has room for the others.
-        broken = [word for word in words if "\0" in word or len(word.splitlines()) > 1 or not _is_unicode(word)]
-        if broken:
-            raise ValueError(
-                f"{name} must be of one line, without NUL and without halves of characters, got {broken[0]!r:.80}; "
-                f"write it anew"
-            )
+        found = {
+            word: f"must be of one line, without NUL and without halves of characters or control characters, got "
+            f"{word!r:.80}; write it anew"
+            for word in words
+            if _UNPRINTABLE.search(word) or not _is_unicode(word)
+        }
     if not together.isascii():
         spelled: dict[str, str] = {}
         for word in words:
             other = spelled.setdefault(unicodedata.normalize("NFC", word), word)
-            if other is not word:
-                raise ValueError(
-                    f"{name} must be distinct, got {other!r} twice, once as {other!a} and once as {word!a}, "
-                    f"which are one text to Unicode (NFC); remove one"
+            if other != word and word not in found:
+                found[word] = (
+                    f"must be distinct, got {other!r} twice, once as {other!a} and once as {word!a}, which are one "
+                    f"text to Unicode (NFC); remove one"
                 )
-    return words
+    return found
 
 
 def check_templates(templates: Iterable[str] | Sequence[str]) -> tuple[str, ...]:

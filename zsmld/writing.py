@@ -44,6 +44,34 @@ def written_whole(path: Path, temporary_name: str | None = None) -> Iterator[Pat
     sync_folder(path.parent)
 
 
+def check_folder(folder: str | Path, option: str = "--output", of_file: bool = False) -> None:
+    """Refuse a folder that is none and cannot be made; a door asks before the long work. Nothing is made here.
+
+    Args:
+        folder: that will be written to.
+        option: what it, or a file in it, is called for the user.
+        of_file: whether the option names a file in it.
+
+    Raises:
+        FileExistsError: if a file is in its place, or in that of a folder that it lies in.
+        PermissionError: if nothing may be written there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     check_folder(file.name)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileExistsError: --output must be a folder, ... is a file; choose another
+    """
+    folder = Path(folder)
+    place = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
+    wanted = "be" if place == folder and not of_file else "lie in"
+    if not place.is_dir():
+        raise FileExistsError(f"{option} must {wanted} a folder, {place} is a file; choose another")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"{option} must {wanted} a folder that you may write to, {place} is none; choose another")
+
+
 @contextmanager
 def to_the_end(path: str | Path, then: str = "repeat the command") -> Iterator[None]:
     """Around writing: where the disk is full, the error says which file is not there, and what to do.

@@ -5,26 +5,31 @@ measured is kept there, one file a piece; evaluation/soak.py makes its report of
 """
 
 import importlib
+import io
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import torch
 
 from zsmld.cli import main
 
 SOAK = os.environ.get("ZSMLD_SOAK")
 NUM_KILLS = 50 if SOAK else 4
+PAGE = 4096
 Work = Callable[[], int]
 
 for _name in ("accelerate", "jsonargparse", "timm", "zsmld.evaluator", "zsmld.recipe", "zsmld.trainer"):
@@ -80,7 +85,8 @@ class Child:
                 self.num_changes = sum(len(part) for part in iter(lambda: os.read(self._counted, 65536), b""))
                 os.close(self._counted)
                 self.seconds = time.monotonic() - self.started
-                return os.waitstatus_to_exitcode(status)
+                self.status = os.waitstatus_to_exitcode(status)
+                return self.status
             time.sleep(0.002)
         assert seconds is not None, f"it hangs: {self.said.read_text()}"
         return None
@@ -204,16 +210,68 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
-    """A disk of this size in the place of a folder; a test skips where disks may not be mounted."""
+def small_disk(folder: Path, mounts: bool) -> Iterator[Callable[[Work, float, list[int]], Child]]:
+    """A disk in the place of a folder, which is there to be full.
+
+    Args:
+        folder: its place; empty at the end.
+        mounts: a disk, see `may_mount`; else a plain folder, in which files can grow to a size and no more.
+
+    Yields:
+        What runs a work to its end where there is room for a share of what it writes, by the sizes of those files: of
+        all their pages on a disk, of the largest of them in a plain folder. After it, there is room.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a small disk")
+
+    def run_on_full_disk(work: Work, share: float, sizes: list[int]) -> Child:
+        filler, num_pages = folder / ".filler", sum(-(-size // PAGE) for size in sizes)
+        filler.write_bytes(bytes(shutil.disk_usage(folder).free - int(share * num_pages) * PAGE))
+        child = Child(work, folder)
+        child.wait()
+        filler.unlink()
+        return child
+
+    def run_with_limit(work: Work, share: float, sizes: list[int]) -> Child:
+        child = Child(lambda: limited(work, int(share * max(sizes))), folder)
+        child.wait()
+        return child
+
+    if mounts:
+        _mount(folder)
     try:
-        yield
+        yield run_on_full_disk if mounts else run_with_limit
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        if mounts:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        else:
+            shutil.rmtree(folder)
+
+
+def _mount(folder: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={64 * 2**20}", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, capture_output=True)
+
+
+@cache
+def may_mount() -> bool:
+    """Whether this process has the right to mount a disk: root has it, but not in every container."""
+    with tempfile.TemporaryDirectory() as folder, suppress(OSError, subprocess.CalledProcessError):
+        _mount(Path(folder))
+        subprocess.run(["umount", folder], check=True)
+        return True
+    return False
+
+
+def limited(work: Work, num_bytes: int) -> int:
+    """The work, with an error for whoever would write more into a file: EFBIG, as Python ignores SIGXFSZ."""
+    said, (_, hard) = io.StringIO(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        with redirect_stdout(said), redirect_stderr(said):  # what it says goes into a file as well
+            return work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        sys.stdout.write(said.getvalue())
 
 
 def keep(piece: str, figures: dict[str, Any], **series: Any) -> None:

@@ -2,12 +2,14 @@
 
 Either a reader works, or it refuses in one of our sentences: a ValueError, TypeError or OSError that names the file or
 the argument and says what it must be. It ends soon, takes little memory, starts no process, opens no connection and
-writes nothing outside the folder it was given. ZSMLD_SOAK multiplies the examples.
+writes nothing outside the folder it was given. To be refused by the system, for want of memory, is not to be refused in
+one of our sentences, whatever sentence is made of it. ZSMLD_SOAK multiplies the examples.
 """
 
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import keep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-TIMES = 20 if os.environ.get("ZSMLD_SOAK") else 1
+TIMES = 4 if os.environ.get("ZSMLD_SOAK") else 1
 OURS = (ValueError, TypeError, OSError, FileNotFoundError, FileExistsError)
-_SECONDS, _BYTES = 20, 4 << 30
+_SECONDS, _BYTES = 20, 1 << 30
+_NO_MEMORY = re.compile(r"allocate|bad_alloc|out of memory|enough memory", re.I)  # torch's is a RuntimeError
 
 # What a byte, a field and a JSON value are changed to: limits of types, other types, and what other programs act upon.
 _TOKENS = [b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\r", b"\n\n", b'"', b"'", b",", b"\t", b"|", b"-1", b"1e309"]
@@ -235,7 +239,22 @@ def is_refused(call: Callable[[], Any], folder: Path, names: Sequence[str]) -> b
     ours = type(refusal) in OURS and " must " in text and any(name in text for name in names)
     if not ours:
         raise AssertionError(f"not our sentence: {type(refusal).__name__}: {text[:500]}") from refusal
+    _assert_memory_was_not_asked_for(refusal)
     return True
+
+
+def _assert_memory_was_not_asked_for(refusal: BaseException) -> None:
+    """What ends a reader that takes too much is the limit above; readers make a sentence of that as of any damage."""
+    waiting: list[BaseException | None] = [refusal]
+    seen: set[int] = set()
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise AssertionError(f"it asked for more than {_BYTES:,} bytes: {error!r:.300}") from refusal
+        waiting += [error.__cause__, error.__context__]
 
 
 def fuzz(
@@ -268,3 +287,5 @@ def fuzz(
     each()
     if counted[1] < min_refused * counted[0]:
         pytest.fail(f"only {counted[1]} of {counted[0]} mutations were refused: they miss what is read")
+    test = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].rsplit(" (", 1)[0]
+    keep(f"fuzzing of {test}", {"mutations": counted[0], "refused": counted[1]})

@@ -91,10 +91,12 @@ def bad_files() -> dict[str, bytes]:
     }
 
 
-def predict(folder: Path, model_folder: Path, *more: str) -> tuple[list[dict[str, Any]], float]:
-    """The records of `zsmld predict images`, and the most memory its processes had together, in MiB."""
+def predict(
+    folder: Path, model_folder: Path, *more: str, images: tuple[str, ...] = ("images",)
+) -> tuple[list[dict[str, Any]], float]:
+    """The records of `zsmld predict IMAGES`, and the most memory its processes had together, in MiB."""
     options = ("--model", str(model_folder), "--device", "cpu", "--batch-size", "16", "--top-k", "6")
-    child = Child(command("predict", "images", *options, "--output", "tags.jsonl", *more), folder)
+    child = Child(command("predict", *images, *options, "--output", "tags.jsonl", *more), folder)
     samples, status = watched(child)
     most = max(rss for _, rss, _ in samples)
     assert status == 1 and "Traceback" not in child.said.read_text(), child.said.read_text()
@@ -136,19 +138,48 @@ def test_every_kind(
     for name, content in (good | bad).items():
         (tmp_path / "images" / name).write_bytes(content)
     (tmp_path / "images" / "folder.png").mkdir()
-    (tmp_path / "images" / "gone.png").symlink_to("nowhere.png")
+    no_files = make_no_files(tmp_path / "images")
+    locked = tmp_path / "images" / "locked.png"
+    locked.write_bytes(good["plain.png"])
+    locked.chmod(0)
+    (good if os.access(locked, os.R_OK) else bad)["locked.png"] = good["plain.png"]  # root may read all files
     records, most = predict(tmp_path, model_folder, "--num-workers", num_workers)
     listed = {Path(record["path"]).name for record in records}
-    assert set(good) | set(bad) <= listed
+    assert listed == set(good) | set(bad) and not listed & set(no_files)
     check_records(records, set(good), alone)
     errors = {Path(r["path"]).name: r["error"] for r in records if r["error"]}
     assert "exceeds limit of 178956970 pixels" in errors["square_of_20000.png"]
     assert "PostScript is a program, and no program is run" in errors["program.jpg"]
     assert "its format is not known" in errors["text.jpg"]
+    assert "locked.png" in good or "Permission denied" in errors["locked.png"]
     before = psutil.Process().memory_info().rss / 2**20
     assert most < (1 + int(num_workers)) * (before + 300), "a bomb was decoded"
     upright = load_image(tmp_path / "images" / "turned.png")
     assert upright.size == (48, 56) and np.array_equal(upright, picture().transpose(Image.Transpose.ROTATE_270))
+
+
+def make_no_files(folder: Path) -> list[str]:
+    """What has the name of an image and no end, no content or no file, in the order of their names."""
+    os.mkfifo(folder / "fifo.png")  # whoever opens it waits for ever
+    for name, target in (("gone.png", "nowhere.png"), ("stdin.png", "/dev/stdin"), ("zero.png", "/dev/zero")):
+        (folder / name).symlink_to(target)
+    return ["fifo.png", "gone.png", "stdin.png", "zero.png"]
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_what_is_no_file_is_not_opened(
+    num_workers: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Any
+) -> None:
+    """A folder is searched for files; what is named itself is named with its error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    picture().save(tmp_path / "images" / "a.png")
+    names = ["a.png", *make_no_files(tmp_path / "images")]
+    images = tuple(f"images/{name}" for name in names)
+    records, _ = predict(tmp_path, model_folder, "--num-workers", num_workers, images=images)
+    assert [record["path"] for record in records] == list(images)
+    check_records(records, {"a.png"}, alone)
+    assert all("must be an existing file, not found" in record["error"] for record in records[1:])
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:

@@ -165,7 +165,7 @@ def _threshold(calibrated: np.ndarray, targets: np.ndarray, objective: str) -> f
     """One threshold for (M,H) logits of H words: midway between two of them, or the lowest; ∞ if no one fits."""
     values, gains, hits = [], [], []
     for column, truth in zip(calibrated.T, targets.T, strict=True):
-        known, num_positives = truth != -1, int((truth == 1).sum())
+        known, num_positives = truth >= 0, int((truth == 1).sum())
         order = np.argsort(-column[known], kind="stable")
         present = (truth[known] == 1)[order]
         f1 = 2 * np.cumsum(present) / (np.arange(1, len(present) + 1) + num_positives)
@@ -194,7 +194,7 @@ def _sigmoid(calibrated: np.ndarray, targets: np.ndarray) -> tuple[float, float]
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         total, gradient = 0.0, np.zeros(2)
         for start, end in row_chunks(*calibrated.shape):
-            known = targets[start:end] != -1
+            known = targets[start:end] >= 0
             x = (calibrated[start:end][known].astype(np.float64) - center) / spread
             wanted = np.where(targets[start:end][known] == 1, high, low)
             z = parameters[0] * x + parameters[1]

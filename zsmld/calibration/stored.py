@@ -16,7 +16,7 @@ Standardization = Literal["none", "per_image", "per_word", "both"]
 _SMALL = 1e-6  # a deviation below this is that of a constant; dividing by it would be noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """What turns a model's logits into calibrated logits, scores and decisions.
 
@@ -75,6 +75,12 @@ class Calibration:
             problems.append(f"transductive must be false for {self.standardization!r}, which takes nothing from images")
         if problems:
             raise ValueError("calibration must be valid, got:\n  - " + "\n  - ".join(problems) + "\ncalibrate again")
+
+    def __repr__(self) -> str:
+        return (
+            f"Calibration({self.standardization!r}, stacking={self.stacking:.3g}, objective={self.objective!r}, "
+            f"{len(self.thresholds)} thresholds, {len(self.trained_words)} trained words)"
+        )
 
     @property
     def by_word(self) -> bool:
@@ -159,6 +165,8 @@ class Calibration:
         Raises:
             ValueError: listing the keys that are missing or unknown, or every value that is wrong.
         """
+        if isinstance(state, Calibration):
+            raise ValueError("calibration must be plain data where a model stores it; use the calibration's to_dict()")
         if not isinstance(state, Mapping):
             raise ValueError(f"calibration must be a mapping, got {_shortened(state)}; calibrate again")
         known = {field.name for field in fields(cls)}

@@ -1,5 +1,6 @@
 """The command line: thin, no logic. Each verb opens one door."""
 
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 done but some images could not be read, 2 refused, 130 interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr has it: a letter that a code page lacks ends no run
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     verbs = parsers_of(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)

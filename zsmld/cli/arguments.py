@@ -77,7 +77,7 @@ def build_parser() -> TeachingParser:
         "  torchrun --nproc_per_node 8 -m zsmld train nus_wide_zsl trainer.precision=bf16",
     )
     train.add_argument("recipe", help="name of a bundled recipe, or a YAML file")
-    train.add_argument("overrides", nargs="*", help="changes such as trainer.lr=2e-4")
+    train.add_argument("overrides", nargs="*", default=[], help="changes such as trainer.lr=2e-4")
     train.add_argument("--output", help="folder for log and model (default: runs/RECIPE)")
     train.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint in --output, if there is one; else start"
@@ -100,11 +100,13 @@ def build_parser() -> TeachingParser:
     evaluate.add_argument(
         "model",
         nargs="?",
-        help="model folder, Hub id, clip:ARCH/PRETRAINED or conse:timm:NAME; none with --scores or --logits",
+        help="model folder, Hub id, clip:ARCH/PRETRAINED, conse:timm:NAME, or scenes, the small one that comes with "
+        "zsmld; none with --scores or --logits",
     )
     evaluate.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         help="changes of the model's recipe such as dataset.path=my.csv, of policies such as protocol.top_k=[1,3], and "
         "of a training-free model such as scorer.views=global",
     )
@@ -135,7 +137,9 @@ def build_parser() -> TeachingParser:
         "  zsmld predict photos/ --model runs/custom/model --threshold calibrated",
     )
     calibrate.add_argument("model", help="model folder")
-    calibrate.add_argument("overrides", nargs="*", help="changes of the model's recipe such as dataset.path=my.csv")
+    calibrate.add_argument(
+        "overrides", nargs="*", default=[], help="changes of the model's recipe such as dataset.path=my.csv"
+    )
     calibrate.add_argument("--split", default="val", help="images to calibrate on (default: %(default)s)")
     calibrate.add_argument(
         "--use-test-images", action="store_true", help="allow --split test, whose figures are then no longer fair"
@@ -170,7 +174,9 @@ def build_parser() -> TeachingParser:
         "  zsmld prepare coco --root coco --output prepared/coco year=2014",
     )
     prepare.add_argument("dataset", help="nus_wide, coco, open_images, voc, table, folder or image_list")
-    prepare.add_argument("overrides", nargs="*", help="options of the dataset such as year=2014; see --options")
+    prepare.add_argument(
+        "overrides", nargs="*", default=[], help="options of the dataset such as year=2014; see --options"
+    )
     prepare.add_argument("--options", action="store_true", help="explain the dataset's options and leave")
     prepare.add_argument("--root", help="where it was downloaded to: a folder, or a table's file")
     prepare.add_argument("--output", help="folder for rows.parquet and manifest.json")

@@ -5,7 +5,11 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("model", help="model folder, Hub id, clip:ARCH/PRETRAINED or conse:timm:NAME")
+    parser.add_argument(
+        "model",
+        help="model folder, Hub id, clip:ARCH/PRETRAINED, conse:timm:NAME, or scenes, the small one that comes with "
+        "zsmld",
+    )
     parser.add_argument("--output", required=True, help="folder for the export; it must be free")
     parser.add_argument("--words", help="words to freeze, separated by commas; default none: words are an input")
     parser.add_argument("--words-file", help="the same, one word a line")

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="image files, folders, globs, tar shards; work folders with --merge")
     parser.set_defaults(overrides=[])
     parser.add_argument(
-        "--model", help="model folder, Hub id, exported folder, clip:ARCH/PRETRAINED or conse:timm:NAME (no training)"
+        "--model",
+        help="must be given, but with --merge: model folder, Hub id, exported folder, clip:ARCH/PRETRAINED or "
+        "conse:timm:NAME (no training), or scenes, the small one of generated scenes that comes with zsmld",
     )
     parser.add_argument(
         "--trust-program",
@@ -273,6 +275,8 @@ def _thresholds(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def _mapping(path: str, option: str, kind: Any) -> dict[str, Any]:
     wanted = '{"sofa": ["couch", "settee"]}' if kind is list else '{"dog": 0.4}'
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{option} must be an existing JSON file, not found: {path}; correct the path")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:  # no JSON, or no UTF-8
@@ -285,7 +289,12 @@ def _mapping(path: str, option: str, kind: Any) -> dict[str, Any]:
 
 
 def _threshold(text: str) -> float | str:
-    return text if text in ("calibrated", "stored") else float(text)
+    if text in ("calibrated", "stored"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, calibrated or stored, got {text!r}; correct it") from None
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -69,6 +69,8 @@ def advice_after(error: BaseException, verb: str = "", model: str | None = None)
         >>> advice_after(missing, "evaluate", "runs/scenes_zsl/model")
         '`zsmld train scenes_zsl` makes runs/scenes_zsl/model'
     """
+    if verb == "prepare" and "missing_images=drop" in str(error):
+        return "missing_images=drop is --missing-images drop here"
     if not (isinstance(error, FileNotFoundError) and str(error).startswith("model must be an existing folder")):
         return ""
     from zsmld.recipe import recipe_names
@@ -92,7 +94,8 @@ def _models_here() -> list[str]:
 
 def unknown_verb(given: str, verbs: Iterable[str]) -> str:
     """The refusal of a verb that there is not."""
-    return f"VERB must be one of {', '.join(verbs)}, got {given!r}{_meant(near(given, verbs))}"
+    begun = [verb for verb in verbs if verb.startswith(given)]
+    return f"VERB must be one of {', '.join(verbs)}, got {given!r}{_meant(begun or near(given, verbs))}"
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:

@@ -8,7 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zsmld.writing import to_the_end, written_whole
+from zsmld.cli.teaching import near
+from zsmld.writing import check_folder, to_the_end, written_whole
 
 if TYPE_CHECKING:
     from zsmld.report import Report
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 def demo(options: argparse.Namespace) -> int:
     """Evaluate the bundled model."""
     from zsmld.demo import run_demo
+    from zsmld.report import report_path
 
+    check_folder(report_path(options.output).parent)
     run_demo(options.output, device=options.device)
     return 0
 
@@ -36,6 +39,7 @@ def train(options: argparse.Namespace) -> int:
     main = _is_main_process(recipe.trainer.get("device", "auto"))
     say = print if main else _say_nothing
     output = Path(options.output or f"runs/{Path(options.recipe).stem}")
+    check_folder(output)
     trainer = recipe.build_trainer(output, progress=True)
     test = recipe.build_dataset("test") if has_split(trainer.dataset, "test") else None
     protocol = None if test is None else recipe.build_protocol(test.vocabulary)  # what cannot work is refused now
@@ -86,6 +90,9 @@ def _say_nothing(*_: object) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Figures of a model, or of predictions."""
+    from zsmld.report import report_path
+
+    check_folder(report_path(options.output).parent)
     report = _evaluate_predictions(options) if options.scores or options.logits else _evaluate_model(options)
     if report is None:  # another process writes it
         return 0
@@ -178,8 +185,13 @@ def _evaluate_predictions(options: argparse.Namespace) -> "Report":
 
 
 def lines_of(path: str) -> list[str]:
-    """The lines of a file that are not empty, without the blanks around them."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    """The lines of `--words-file` that are not empty, without the blanks around them."""
+    if not Path(path).exists() or Path(path).is_dir():  # a pipe will do
+        raise FileNotFoundError(f"--words-file must be an existing text file, not found: {path}; correct the path")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--words-file must be a UTF-8 text file, {path} is not: {error}; convert it") from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -198,15 +210,18 @@ def words_of(words: str | None, words_file: str | None = None) -> list[str] | No
 
 def calibrate(options: argparse.Namespace) -> int:
     """Choose a calibration and store it with the model."""
+    if options.output:
+        check_folder(options.output)
     from zsmld import ZeroShotClassifier
     from zsmld.calibration import calibrate as choose
     from zsmld.recipe import Recipe
 
-    if not Path(options.model).is_dir() and not options.output:
-        if options.model != "scenes" and options.model.count("/") != 1:  # no id of the Hub: it is not there
-            ZeroShotClassifier.from_pretrained(options.model)
-        raise ValueError(f"--output must say where the calibrated {options.model} goes, it is no folder here")
     model = ZeroShotClassifier.from_pretrained(options.model)
+    if not Path(options.model).is_dir() and not options.output:
+        raise ValueError(
+            f"--output must be given with the model {options.model}, which is no folder of yours; name one for the "
+            f"calibrated model"
+        )
     if model.recipe is None:
         raise ValueError(f"model {options.model} must name its dataset in its recipe, it has none; use calibrate()")
     recipe = Recipe.from_dict(model.recipe, options.overrides)
@@ -247,6 +262,8 @@ def compare(options: argparse.Namespace) -> int:
     suffix = Path(options.output).suffix if options.output else ""
     if options.output and suffix not in (".md", ".json"):
         raise ValueError(f"--output must end in .md or .json, got {options.output}; rename it")
+    if options.output:
+        check_folder(Path(options.output).parent, of_file=True)
     comparison = compare_reports(
         options.a,
         options.b,
@@ -280,6 +297,7 @@ def prepare(options: argparse.Namespace) -> int:
         return 0
     if not options.root or not options.output:
         raise ValueError("--root and --output must be given: where the download is, and where the index goes")
+    check_folder(options.output)
     index = prepare_index(
         options.dataset,
         options.root,
@@ -301,7 +319,11 @@ def recipes(options: argparse.Namespace) -> int:
 
     if options.action == "copy":
         if options.name not in recipe_names():
-            raise ValueError(f"name must be one of {recipe_names()}, got {options.name!r}; see `zsmld recipes`")
+            similar = near(options.name or "", recipe_names())
+            asked = f"did you mean {similar[0]}? " if similar else ""
+            raise ValueError(
+                f"name must be a bundled recipe's, got {options.name or 'none'}; {asked}`zsmld recipes` lists them"
+            )
         target = Path(f"{options.name}.yaml")
         if target.exists():
             raise FileExistsError(f"{target} must not exist yet, it does; move it or work in another folder")

@@ -237,7 +237,7 @@ def _targets_beside(
     cells: pd.Series, places: Sequence[int | None], vocabulary: Vocabulary | None, path: Path
 ) -> tuple[Vocabulary, csr_matrix, dict[str, int]]:
     """Targets from a table's labels, the vocabulary, and how often each label beyond it stands there."""
-    row, word = split_words(cells, "|")
+    row, word = split_words(cells, "|", path.name)
     if vocabulary is None:
         if not len(word):
             raise ValueError(f"words must be given for {path}, whose labels are empty; pass words= or fill the column")

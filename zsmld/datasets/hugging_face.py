@@ -14,10 +14,10 @@ import pyarrow as pa
 from zsmld.datasets.folder import SPLIT_NAMES, distinct_words
 from zsmld.datasets.index import Split
 from zsmld.datasets.partition import read_partition
-from zsmld.datasets.rows import apply_policies, check_split, share_of_training
-from zsmld.datasets.table import guess_separator, indicator, split_words
+from zsmld.datasets.rows import apply_policies, check_split, guess_separator, refuse, share_of_training
+from zsmld.datasets.table import indicator, split_words
 from zsmld.images import load_image
-from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, read_descriptions
+from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, read_descriptions, wrong_words
 
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo")
 _WORD_COLUMNS = ("labels", "label", "tags", "words", "keywords", "classes", "categories")
@@ -115,6 +115,9 @@ class HuggingFaceDataset:
             seen, unseen = read_partition(partition)
             self.vocabulary = Vocabulary([*seen, *unseen], seen, templates, described)
         else:
+            if words is None:
+                wrong = [f"words {what}" for what in wrong_words(names).values()]
+                refuse(f"{self.name} must have usable words in column {words_column!r}", wrong)
             self.vocabulary = Vocabulary(names if words is None else words, None, templates, described)
         label = pd.Index(self.vocabulary.words).get_indexer(word)
         targets = indicator(rows[label >= 0], label[label >= 0], (sum(lengths), len(self.vocabulary)))

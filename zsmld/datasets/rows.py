@@ -1,19 +1,106 @@
-"""Rows of an index: sparse targets to Parquet columns and back, image ids, and which files are on disk."""
+"""Rows of a text table: fields and what divides words; of an index: targets to Parquet and back, ids, files on disk."""
 
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
 # Columns of rows.parquet and the target that each holds; the value of `missing` is not written.
 VALUES = {"present": 1, "absent": 0, "unknown": -1}
+_SEPARATORS = ("|", ";", ",")
+_MAX_COLUMNS = 10_000  # pandas takes a third of a millisecond for each, even where all are empty
+
+
+def read_delimited(path: Path, separator: str) -> pd.DataFrame:
+    """A CSV or TSV file with a header, all texts.
+
+    Raises:
+        ValueError: with the reason alone.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        num_columns = 1 + next((line.count(separator) for line in file if line.strip(" \r\n")), 0)
+    if num_columns > _MAX_COLUMNS:
+        raise ValueError(f"it has {num_columns:,} columns, of {_MAX_COLUMNS:,} at most")
+    try:
+        # The header as a row among others: pandas then refuses a longer one at once, and else takes its first fields
+        # for names of rows, which is slow; and it renames no column that stands there twice.
+        frame = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False)
+    except pd.errors.ParserError as error:
+        reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
+        hint = " (quote the words of a row or join them with |)" if "fields in line" in reason else ""
+        raise ValueError(reason + hint) from error
+    frame.columns = pd.Index(frame.iloc[0].tolist(), dtype=object)
+    return frame.iloc[1:].reset_index(drop=True)
+
+
+def read_objects(path: Path) -> pd.DataFrame:
+    """A JSONL file, one object a line.
+
+    Raises:
+        ValueError: with the reason alone; among them that a key stands twice in an object, of which a dict would keep
+            the last.
+    """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        return found
+
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip() and not isinstance(json.loads(line, object_pairs_hook=distinct), dict):
+                    raise ValueError("it is no object")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {error}") from error
+    return pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
+
+
+def guess_separator(
+    column: pd.Series, separator: str | None, words: Iterable[str], where: str, problems: list[str]
+) -> str:
+    """What divides the words of a text cell: what is given, else the one of | ; , that occurs, if no other can be.
+
+    Example:
+        >>> guess_separator(pd.Series(["dog;red car", "cat"]), None, (), "t.csv", [])
+        ';'
+    """
+    if separator == "":
+        problems.append(f"separator must not be empty, got '' for {where}; pass the character between words")
+        return _SEPARATORS[0]
+    if separator is not None:
+        return separator
+    text = column[column.map(lambda cell: isinstance(cell, str))].astype(str)
+    found = [s for s in _SEPARATORS if text.str.contains(s, regex=False).any()]
+    within = [s for s in found if any(s in word for word in words)]
+    if len(found) > 1 or within:
+        cell = next(cell for cell in text if any(s in cell for s in within or found))
+        one = f"may be divided by {found[0]!r} or hold it"
+        reason = f"could be divided by any of {found}" if len(found) > 1 else one
+        problems.append(
+            f"separator must be given for {where}, whose words {reason}, for instance {cell[:80]!r}; "
+            f"pass separator={found[0]!r} or another"
+        )
+    spaced = text.str.strip().str.count(r"\s+")
+    if not found and len(text) > 1 and (spaced > 0).mean() > 0.5 and (spaced > 1).any():
+        # "red car" is one word, but a column of such cells is more likely "dog cat" without a separator we guess.
+        warnings.warn(
+            f"{where}: no separator was found and most cells hold blanks, each is taken as one word; pass "
+            f"separator=' ' if they are several",
+            stacklevel=2,
+        )
+    return found[0] if found else _SEPARATORS[0]
 
 
 def ids_digest(ids: Iterable[str]) -> str:

@@ -7,9 +7,11 @@ image,labels
 
 import os
 import posixpath
+import reprlib
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +21,14 @@ from scipy.sparse import csr_matrix
 from zsmld.datasets.folder import SPLIT_NAMES, divide, read_lines
 from zsmld.datasets.index import Index, IndexedDataset, MissingImages, Split
 from zsmld.datasets.partition import read_partition
-from zsmld.datasets.rows import refuse
+from zsmld.datasets.rows import guess_separator, read_delimited, read_objects, refuse
 from zsmld.reading import read_parquet
-from zsmld.vocabulary import DEFAULT_TEMPLATES, check_words
+from zsmld.vocabulary import DEFAULT_TEMPLATES, check_words, wrong_words
 
 _IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename")
 _WORD_COLUMNS = ("labels", "tags", "words", "label", "keywords")
-_SEPARATORS = ("|", ";", ",")
+_NUM_SHOWN = 5  # unusable words in an error
+_NO_WORDS = (list, tuple, set, dict, np.ndarray, bytes)  # what an entry of a list may not be
 
 
 def read_table(
@@ -66,7 +69,11 @@ def read_table(
         path, words = Path(words), read_lines(Path(words), "words", problems)
         if not words and path.is_file():
             problems.append(f"words must have at least one word, {path} has none; fill it or leave words out")
-        words = words or None
+        try:
+            words = list(check_words(words, allow_empty=True)) or None
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+            words = None
     return _read_index(
         root, problems, image_column, words_column, separator, words, (), images, val_fraction, test_fraction, seed
     )
@@ -210,13 +217,19 @@ def _read_index(
     # Distinct images in the order of their first row, and the row of each in that order.
     image_of_row, paths = pd.factorize(named.map(lambda name: posixpath.normpath(name.replace("\\", "/"))))
     first = np.unique(image_of_row, return_index=True)[1]
-    row, word = split_words(frame[cells], separator)
+    row, word = split_words(frame[cells], separator, path.name, problems)
     occurring = pd.Index(word.unique())
     counted = word.groupby(word).size()
     vocabulary = given or tuple(sorted(occurring))
     unknown = counted[~counted.index.isin(vocabulary)].sort_values(ascending=False, kind="stable")
     if divided:  # the other words stay in the index, as columns that the partition does not take
         vocabulary = (*divided, *sorted(set(occurring) - set(divided)))
+    wrong = wrong_words(vocabulary)  # given ones are none of them
+    for text, what in list(wrong.items())[:_NUM_SHOWN]:
+        problems.append(f"{path.name}, row {row[np.flatnonzero(word == text)[0]] + 1}: words {what}")
+    if len(wrong) > _NUM_SHOWN:
+        problems.append(f"{path.name} must have usable words, {len(wrong) - _NUM_SHOWN:,} more are not; correct them")
+    vocabulary = tuple(text for text in vocabulary if text not in wrong)
     if not len(occurring):
         problems.append(
             f"words must have at least one word, got none in column {cells!r} of {path.name}; fill it or pass "
@@ -266,9 +279,9 @@ def _read_frame(path: Path, problems: list[str]) -> pd.DataFrame | None:
     suffix = path.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
-            frame = pd.read_csv(path, sep="," if suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
+            frame = read_delimited(path, "," if suffix == ".csv" else "\t")
         elif suffix in (".jsonl", ".ndjson"):
-            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
+            frame = read_objects(path)
         elif suffix == ".parquet":
             frame = read_parquet(path)
         else:
@@ -279,11 +292,10 @@ def _read_frame(path: Path, problems: list[str]) -> pd.DataFrame | None:
     except ValueError as error:  # pandas' and Arrow's own kinds are ValueErrors
         problems.append(f"{path} must be a readable table, it is not: {error}; repair it")
         return None
-    if suffix != ".parquet" and not isinstance(frame.index, pd.RangeIndex):  # pandas took a first field for row names
-        problems.append(
-            f"{path} must have as many fields in each row as columns, got more; quote the words of a row or "
-            f"join them with |"
-        )
+    frame.columns = pd.Index([str(column) for column in frame.columns], dtype=object)
+    repeated = sorted({column for column in frame.columns[frame.columns.duplicated()] if column})  # "": nobody's
+    if repeated:
+        problems.append(f"{path} must have columns of different names, got {repeated[:5]} twice; rename one")
         return None
     if frame.empty:
         problems.append(f"{path} must have at least one row, got none; fill it")
@@ -301,8 +313,8 @@ def _column(
     found = [name] if name is not None else [column for column in columns if column.lower() in usual]
     if len(found) != 1:
         problems.append(
-            f"{argument} must be named, {path.name} has {len(found)} columns of a usual name among {columns}; "
-            f"pass {argument}="
+            f"{argument} must be named, {path.name} has {len(found)} columns of a usual name among {columns}, "
+            f"usual are {', '.join(usual)}; pass {argument}= or rename one"
         )
         return None
     return found[0]
@@ -336,57 +348,41 @@ def _splits_of_column(
     return of_image
 
 
-def guess_separator(
-    column: pd.Series, separator: str | None, words: Iterable[str], where: str, problems: list[str]
-) -> str:
-    """What divides the words of a text cell: what is given, else the one of | ; , that occurs, if no other can be.
-
-    Example:
-        >>> guess_separator(pd.Series(["dog;red car", "cat"]), None, (), "t.csv", [])
-        ';'
-    """
-    if separator == "":
-        problems.append(f"separator must not be empty, got '' for {where}; pass the character between words")
-        return _SEPARATORS[0]
-    if separator is not None:
-        return separator
-    text = column[column.map(lambda cell: isinstance(cell, str))].astype(str)
-    found = [s for s in _SEPARATORS if text.str.contains(s, regex=False).any()]
-    within = [s for s in found if any(s in word for word in words)]
-    if len(found) > 1 or within:
-        cell = next(cell for cell in text if any(s in cell for s in within or found))
-        one = f"may be divided by {found[0]!r} or hold it"
-        reason = f"could be divided by any of {found}" if len(found) > 1 else one
-        problems.append(
-            f"separator must be given for {where}, whose words {reason}, for instance {cell[:80]!r}; "
-            f"pass separator={found[0]!r} or another"
-        )
-    spaced = text.str.strip().str.count(r"\s+")
-    if not found and len(text) > 1 and (spaced > 0).mean() > 0.5 and (spaced > 1).any():
-        # "red car" is one word, but a column of such cells is more likely "dog cat" without a separator we guess.
-        warnings.warn(
-            f"{where}: no separator was found and most cells hold blanks, each is taken as one word; pass "
-            f"separator=' ' if they are several",
-            stacklevel=2,
-        )
-    return found[0] if found else _SEPARATORS[0]
-
-
-def split_words(column: pd.Series, separator: str) -> tuple[np.ndarray, pd.Series]:
+def split_words(
+    column: pd.Series, separator: str, where: str = "the table", problems: list[str] | None = None
+) -> tuple[np.ndarray, pd.Series]:
     """Words of the cells of a column, each a text or a list: position of the cell, and word, without empty ones.
+
+    What is in a list in a list is left out and said in `problems`, or raised if there are none to add to.
 
     Example:
         >>> rows, words = split_words(pd.Series(["dog| cat", "", None, ["bird"]]), "|")
         >>> rows.tolist(), words.tolist()
         ([0, 0, 3], ['dog', 'cat', 'bird'])
     """
-    lists = column.map(lambda cell: list(cell) if isinstance(cell, (list, np.ndarray)) else _text(cell, separator))
-    word = pd.Series(lists.to_numpy(), dtype=object).explode().dropna().astype(str).str.strip()
+    lists = column.map(lambda cell: _entries(cell, separator))
+    entry = pd.Series(lists.to_numpy(), dtype=object).explode().dropna()
+    is_word = entry.map(lambda value: not isinstance(value, _NO_WORDS)).astype(bool)
+    if not is_word.all():
+        value, rows = entry[~is_word].iloc[0], sorted({int(row) + 1 for row in entry.index[~is_word]})
+        got = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
+        wrong = (
+            f"{where} must have texts or a list of texts as words, got {got} in row {rows[0]} and others in "
+            f"{len(rows) - 1} more rows; write each word as a text"
+        )
+        if problems is None:
+            raise ValueError(wrong)
+        problems.append(wrong)
+    word = entry[is_word].astype(str).str.strip()
     word = word[word != ""]
     return word.index.to_numpy(), word.reset_index(drop=True)
 
 
-def _text(cell: object, separator: str) -> list[str]:
+def _entries(cell: Any, separator: str) -> list[Any]:
+    if isinstance(cell, (list, np.ndarray)):
+        return list(cell)
+    if isinstance(cell, _NO_WORDS):
+        return [cell]
     return [] if cell is None or cell != cell else str(cell).split(separator)  # a missing value is None or NaN
 
 

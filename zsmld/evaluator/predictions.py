@@ -12,7 +12,7 @@ import numpy as np
 
 from zsmld.datasets import Dataset, dense_targets
 from zsmld.metrics.arrays import row_chunks
-from zsmld.reading import read_parquet, read_torch
+from zsmld.reading import read_numpy, read_parquet, read_torch
 from zsmld.report.scores_file import digest_of
 
 _ID_COLUMNS = ("id", "image_id", "image", "path", "file_name", "filename")
@@ -136,11 +136,11 @@ def read_matrix(path: str | Path) -> Matrix:
 
 
 def _load_array(path: Path) -> dict[str, Any]:
-    return {"values": np.load(path, allow_pickle=False)}
+    return {"values": read_numpy(path)}
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with read_numpy(path) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 

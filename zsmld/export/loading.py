@@ -16,6 +16,7 @@ from zsmld.export.programs import Program
 from zsmld.images import ImageTransform
 from zsmld.model import ZeroShotClassifier
 from zsmld.model.checkpoint import check_mappings
+from zsmld.reading import read_numpy
 from zsmld.text import TextEncoder
 from zsmld.vocabulary import Vocabulary, check_words
 
@@ -68,6 +69,8 @@ def load_exported(folder: str | Path, device: str = "auto", trust_program: bool 
         model.calibration, model.prediction = config["calibration"], config["prediction"]
         model.scores, model.training_record = config["scores"], config["training"]
         check_mappings(config, "calibration", "prediction", "training")
+        if form == "frozen":
+            _replace_method(model, "encode_words", _frozen_columns(model, len(words["words"])))
     except (OSError, ImportError):  # what is not on this machine
         raise
     except Exception as error:  # a runtime, JSON and the parts of a model have many kinds; the reader needs the path
@@ -77,8 +80,6 @@ def load_exported(folder: str | Path, device: str = "auto", trust_program: bool 
             f"exported folder {folder} must be complete, it is damaged: {error!r}; export it again"
         ) from error
     _replace_method(model, "save_pretrained", _refuse_to_save)
-    if form == "frozen":
-        _replace_method(model, "encode_words", _frozen_columns(model))
     return model
 
 
@@ -110,10 +111,8 @@ def _model(folder: Path, config: dict[str, Any], words: dict[str, Any], device: 
 
 
 def _word_embeddings(path: Path) -> Tensor:
-    import numpy as np
-
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        return torch.from_numpy(read_numpy(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"exported folder must hold {path.name}, not found in {path.parent}; export the model again"
@@ -286,14 +285,14 @@ def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:
     raise ValueError("model must be a checkpoint to be saved, got an exported model; copy its folder instead")
 
 
-def _frozen_columns(model: ZeroShotClassifier) -> Any:
+def _frozen_columns(model: ZeroShotClassifier, num_words: int) -> Any:
     def encode_words(words: Vocabulary | Iterable[str], text_encoder: TextEncoder | None = None) -> Tensor:
         """The columns (N,1) of frozen words."""
         vocabulary = words if isinstance(words, Vocabulary) else model.prompted(words)
         unknown = model.unknown_words(vocabulary)
         if unknown:
             raise ValueError(
-                f"words must be among the {len(model.vocabulary or ())} that this model was exported with, got "
+                f"words must be among the {num_words} that this model was exported with, got "
                 f"{unknown[:3]}; export it with them, or without words for any"
             )
         return ZeroShotClassifier.encode_words(model, vocabulary)

@@ -168,10 +168,10 @@ class ImageEncoder(nn.Module):
             argument = next((argument for text, argument in known.items() if text in str(error)), None)
             if argument is None:
                 raise
+            came = f"{name!r} with stage={self.stage}" if argument == "stage" else repr(name)
             similar = difflib.get_close_matches(name, timm.list_models(pretrained=True) + timm.list_models(), 3)
             raise ValueError(
-                f"{argument} must be one timm knows, got {name!r} with stage={self.stage}: {error}; "
-                f"similar names: {similar or 'see timm.list_models()'}"
+                f"{argument} must be one timm knows, got {came}; similar names: {similar or 'see timm.list_models()'}"
             ) from error
         if from_folder:  # what a checkpoint stores must mean something where this folder is not
             self.spec = f"timm:{self.body.pretrained_cfg['architecture']}"

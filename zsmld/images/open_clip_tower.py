@@ -37,8 +37,10 @@ def create_open_clip(name: str, pretrained: bool, **options: Any) -> tuple[Any, 
         raise ValueError(f"open_clip:ARCH/PRETRAINED must name a known architecture, got {arch!r}; see {similar}")
     tags = open_clip.list_pretrained_tags_by_model(arch) if ":" not in arch else []
     if pretrained and ":" not in arch and weights not in tags and not Path(weights).is_file():
+        got = repr(weights) if weights else "none"
         raise ValueError(
-            f"open_clip:ARCH/PRETRAINED must name weights of {arch} or a file, got {weights or 'none'!r}; it has {tags}"
+            f"open_clip:ARCH/PRETRAINED must name weights of {arch} or a file, got {got}; it has {tags}, write for "
+            f"instance open_clip:{arch}/{(tags or ['FILE'])[0]}"
         )
     # OpenAI's weights need another activation than the architecture's default; open_clip only warns of it.
     quick_gelu = weights in tags and open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False)

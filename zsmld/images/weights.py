@@ -1,5 +1,6 @@
 """Weights that are not on this machine: one clear error instead of each library's own, and at once."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ def reachable(spec: str, downloads: bool = True) -> Iterator[None]:
         downloads: whether the Hub may be asked; then a machine without a network is found out before.
     """
     try:
-        with _offline_if_cut_off(downloads):
+        with _offline_if_cut_off(downloads), _logged_after_success():
             yield
     except (OSError, RuntimeError) as error:
         # open_clip, timm, transformers and the Hub's client each have their own kind; a missing file of the user's is
@@ -32,8 +33,7 @@ def reachable(spec: str, downloads: bool = True) -> Iterator[None]:
         fetch = f", or run `hf download {repository}` where there is one and copy its ~/.cache/huggingface here"
         raise FileNotFoundError(
             f"weights of {spec} must be on this machine or be downloaded, they are not here and the download failed "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}…); connect to the network{told}"
-            f"{fetch if repository else ''}, or give {local}"
+            f"({type(error).__name__}); connect to the network{told}{fetch if repository else ''}, or give {local}"
         ) from error
 
 
@@ -46,7 +46,7 @@ def _ways(kind: str, name: str) -> tuple[str | None, str]:
 
         known = timm.get_pretrained_cfg(name, allow_unregistered=True)
         repository = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else getattr(known, "hf_hub_id", None)
-        return repository, "a weights file in image_encoder's checkpoint_path, or a local folder, timm:FOLDER"
+        return repository, "a weights file, image_encoder.checkpoint_path=FILE, or a local folder, timm:FOLDER"
     if kind == "open_clip" and name.startswith("hf-hub:"):
         return name.removeprefix("hf-hub:"), "a local folder, open_clip:FOLDER"
     if kind == "open_clip":
@@ -60,6 +60,32 @@ def _ways(kind: str, name: str) -> tuple[str | None, str]:
         repository = tag.get("hf_hub", "").strip("/") or None
         return repository, f"a weights file, {named}/FILE, or a local folder, {kind}:FOLDER"
     return name if "/" in name else f"{kind}/{name}", f"a local folder, {kind}:FOLDER"
+
+
+@contextmanager
+def _logged_after_success() -> Iterator[None]:
+    """Hold back what open_clip logs until it has loaded: before an error it says the same once more, and worse."""
+    held: list[logging.LogRecord] = []
+
+    def passes(record: logging.LogRecord) -> bool:
+        if "open_clip" not in record.pathname:
+            return True
+        held.append(record)
+        return False
+
+    root = logging.getLogger()  # whose functions open_clip calls, and these would give it a handler for good
+    spare = None if root.handlers else logging.lastResort
+    root.addFilter(passes)
+    if spare is not None:
+        root.addHandler(spare)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
+        if spare is not None:
+            root.removeHandler(spare)
+    for record in held:
+        root.handle(record)
 
 
 @contextmanager

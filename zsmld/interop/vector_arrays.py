@@ -131,7 +131,7 @@ def read_classes(classes: Sequence[str] | str | Path) -> tuple[str, ...]:
             found = [found[label] for label in sorted(found, key=int)]
     except (UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
         raise ValueError(f"{path} must hold a list of words, cannot read it: {error}; write one a line") from error
-    if isinstance(found, np.ndarray):
+    if isinstance(found, np.ndarray) and found.ndim == 1:  # of two dimensions, one may be 0 and the other anything
         found = found.tolist()
     if not isinstance(found, (list, tuple)) or not found or not all(isinstance(word, str) for word in found):
         raise ValueError(f"{path} must hold a list of words, got {found!r:.60}; write one a line")

@@ -185,7 +185,7 @@ def _read(scores: np.ndarray, targets: np.ndarray, rows: slice | np.ndarray, lab
     if labels is not None and len(labels) < scores.shape[1]:
         part, truth = part[:, labels], truth[:, labels]
     part = as_float(part)
-    unknown = truth == -1
+    unknown = truth < 0
     if unknown.any():
         part = np.where(unknown, part.dtype.type(np.nan), part)  # reaches no threshold and sorts behind every number
     positives = np.flatnonzero(truth == 1)

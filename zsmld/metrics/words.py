@@ -103,7 +103,7 @@ def measure_words(
         if kept is not None:
             part, truth = part[kept], truth[kept]
         by_word, truth = np.array(as_float(part).T, order="C"), np.array(truth.T, order="C")  # (B,M)
-        unknown = truth == -1
+        unknown = truth < 0
         if unknown.any():
             by_word[unknown] = np.nan  # sorts behind every number
         num_known = by_word.shape[1] - unknown.sum(1)
@@ -211,5 +211,7 @@ def chance_average_precision(targets: np.ndarray) -> np.ndarray:
     positives, known = np.zeros((2, targets.shape[1]), np.int64)
     for start, end in row_chunks(*targets.shape):
         positives += (targets[start:end] == 1).sum(0)
-        known += (targets[start:end] != -1).sum(0)
+        known += (targets[start:end] >= 0).sum(
+            0
+        )  # not != -1: some numpy 2 crashes on unsigned integers, which have none
     return positives / np.maximum(known, 1)

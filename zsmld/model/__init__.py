@@ -4,6 +4,7 @@ Words are an argument of the network, never its state. Beside the network a chec
 trained with and those words' embeddings, so that scoring known words needs no text encoder.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from zsmld.images import ImageEncoder
 from zsmld.model.card import model_card
 from zsmld.model.card_figures import ReportLike
 from zsmld.model.checkpoint import load_checkpoint, storing_problems
-from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions
+from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions, sha256_of
 from zsmld.model.hub import find_checkpoint, push_checkpoint
 from zsmld.model.summary import summary_html
 from zsmld.text import TextEncoder, resolve_device
@@ -235,7 +236,7 @@ class ZeroShotClassifier(nn.Module):
         """
         from safetensors.torch import save
 
-        folder, config = Path(folder), self._config_text()
+        folder, config = Path(folder), self._config()
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in (state_dict or self.state_dict()).items()
@@ -243,9 +244,11 @@ class ZeroShotClassifier(nn.Module):
         if self.word_embeddings is not None:
             tensors["word_embeddings"] = self.word_embeddings.contiguous()
         content = save(tensors, metadata={"format": "pt"})
+        # Two files cannot take their names in one step: a kill between them must not leave a model of both.
+        config["weights_sha256"] = hashlib.sha256(content).hexdigest()
         # Both are on the disk before the first has its name: a full disk leaves the model that was there.
         with to_the_end(folder, "save again"), written_whole(folder / CONFIG) as path:
-            path.write_text(config, encoding="utf-8")
+            path.write_text(_text(config), encoding="utf-8")
             with written_whole(folder / WEIGHTS) as weights:
                 weights.write_bytes(content)
 
@@ -261,11 +264,11 @@ class ZeroShotClassifier(nn.Module):
                 f"model folder must hold {WEIGHTS} to get another {CONFIG}, not found in {folder}; save the whole "
                 f"model with save_pretrained"
             )
-        config = self._config_text()
+        config = self._config() | {"weights_sha256": sha256_of(folder / WEIGHTS)}
         with to_the_end(folder, "save again"), written_whole(folder / CONFIG) as path:
-            path.write_text(config, encoding="utf-8")
+            path.write_text(_text(config), encoding="utf-8")
 
-    def _config_text(self) -> str:
+    def _config(self) -> dict[str, Any]:
         image_config = self.image_encoder.config()
         if problems := storing_problems(image_config):
             raise ValueError("; ".join(problems))
@@ -288,7 +291,7 @@ class ZeroShotClassifier(nn.Module):
             config["scores"] = self.scores
         if self.training_record is not None:
             config["training"] = self.training_record
-        return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        return config
 
     @classmethod
     def from_pretrained(
@@ -400,3 +403,7 @@ def create_model(
         **decoder_options,
     )
     return ZeroShotClassifier(image_encoder, decoder, text_encoder)
+
+
+def _text(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=1, ensure_ascii=False) + "\n"

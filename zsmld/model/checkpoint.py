@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
 
 from zsmld.decoder import build_decoder
 from zsmld.images import ImageEncoder, names_folder
-from zsmld.model.files import CONFIG, FORMAT, WEIGHTS
+from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, sha256_of
 from zsmld.vocabulary import Vocabulary, check_words
 
 if TYPE_CHECKING:
@@ -102,6 +102,11 @@ def load_checkpoint(cls: type["ZeroShotClassifier"], folder: Path, name: str) ->
             model.remember_words(vocabulary, word_embeddings)
         except ValueError as error:
             raise ValueError(f"checkpoint {name} must have embeddings of its words: {error}") from error
+    if config.get("weights_sha256") not in (None, sha256_of(folder / WEIGHTS)):
+        raise ValueError(
+            f"checkpoint {name} must have the weights that its {CONFIG} was written for, got others: a save was "
+            f"interrupted, or its files are of two models; save it again"
+        )
     return model
 
 
@@ -217,7 +222,8 @@ def _build(
     except Exception as error:  # timm, open_clip and torch have many kinds; the reader needs the path
         if str(error).startswith(f"checkpoint {name} "):
             raise
-        raise ValueError(f"checkpoint {name} must have a complete {CONFIG}, got {error}; save it again") from error
+        reason = str(error).partition("\nException raised from")[0]  # without torch's stack
+        raise ValueError(f"checkpoint {name} must have a complete {CONFIG}, got {reason}; save it again") from error
     return model, vocabulary
 
 

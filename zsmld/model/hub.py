@@ -1,6 +1,5 @@
 """Models on the Hugging Face Hub: fetched at one commit, published with a card that names it."""
 
-import hashlib
 import re
 import tempfile
 import warnings
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zsmld.model.card import model_card
 from zsmld.model.card_figures import ReportLike
 from zsmld.model.checkpoint import read_config
-from zsmld.model.files import CARD, CONFIG, WEIGHTS, package_versions
+from zsmld.model.files import CARD, CONFIG, WEIGHTS, package_versions, sha256_of
 from zsmld.resources import resource_path
 
 if TYPE_CHECKING:
@@ -117,9 +116,7 @@ def _check_hash(path: Path, source: str) -> None:
     expected = path.resolve().name
     if not _SHA256.fullmatch(expected):
         return  # a small file, or a file system without links
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := sha256_of(path)) != expected:
         raise ValueError(
             f"checkpoint {source} must have the SHA-256 that the Hub states, {expected}, got {found}: the file is "
             f"damaged; delete {path.resolve()} and {path}, and load it again"

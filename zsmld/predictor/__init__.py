@@ -178,12 +178,10 @@ class Predictor:
                 "words cannot be added in class mode, the classes are fixed; train a head with word queries"
             )
         now, words = self._words, check_words(words)
-        every = now.vocabulary.add(words).words
         taken = [word for word in words if word in now.texts]
         if taken:
-            raise ValueError(
-                f"words must not be synonyms of others, got {taken[:5]}; give set_words the words and synonyms anew"
-            )
+            raise ValueError(f"words must be new, got {taken[:5]}, already among the words or synonyms; leave them out")
+        every = now.vocabulary.add(words).words
         both = check_synonyms({**now.synonyms, **check_synonyms(synonyms or {}, words)}, every)
         more = self._scored(words, {word: both[word] for word in words if word in both})
         vocabulary = self._partitioned(every)
@@ -197,7 +195,9 @@ class Predictor:
             ValueError: if one is not there, or none would be left.
         """
         words = check_words(words)
-        self._words.vocabulary.labels(words)  # raises where one is not there
+        strangers = [word for word in words if word not in self.vocabulary]
+        if strangers:
+            raise ValueError(f"words must be among those of the predictor, got {strangers[:5]} besides; leave them out")
         if self.model.decoder.text_dim is None:
             raise ValueError("words cannot be removed in class mode, the classes are fixed; use top_k or a threshold")
         if len(words) == len(self.vocabulary):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from zsmld.predictor import Predictor
 from zsmld.predictor.archives import CollectedImage, printable
-from zsmld.predictor.outputs import Outputs, check_absent, write_outputs
+from zsmld.predictor.outputs import Outputs, check_outputs, write_outputs
 from zsmld.predictor.parts import PartsFolder, missing
 from zsmld.predictor.pictures import annotate
 from zsmld.predictor.prediction import DefaultThreshold, Prediction, Threshold
@@ -171,7 +171,7 @@ def merge_parts(folders: Iterable[str | Path], outputs: Outputs, overwrite: bool
             f"--scores-output must be given to every shard as well, the parts of {first.folder} have no full scores; "
             f"leave it out, or start over with it"
         )
-    check_absent(outputs, overwrite)
+    check_outputs(outputs, overwrite)
     return Tagged(len(first), write_outputs(opened, outputs))
 
 

@@ -18,7 +18,7 @@ from zsmld.predictor.records import (
     write_records,
     write_scores,
 )
-from zsmld.writing import to_the_end, written_whole
+from zsmld.writing import check_folder, to_the_end, written_whole
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,26 @@ class Outputs:
         return [path for path in given if path.exists()]
 
 
-def check_absent(outputs: Outputs, overwrite: bool) -> None:
-    """Refuse outputs that are there, unless they are to be replaced or are those of the interrupted run.
+def check_outputs(outputs: Outputs, overwrite: bool, pictures: Path | None = None) -> None:
+    """Refuse outputs that cannot be written, or that are there and neither to be replaced nor of the interrupted run.
+
+    Once a run has begun it is too late: its work folder would refuse the corrected command.
+
+    Args:
+        outputs: the files.
+        overwrite: replace those that are there.
+        pictures: their folder.
 
     Raises:
-        FileExistsError: if one is there.
+        FileExistsError: if one is there, or a file is in the place of a folder.
+        PermissionError: if a folder cannot be written to.
     """
+    files = {"--output": outputs.records, "--scores-output": outputs.scores, "--contact-sheet": outputs.contact_sheet}
+    for option, path in files.items():
+        if path is not None:
+            check_folder(Path(path).parent, option, of_file=True)
+    if pictures is not None:
+        check_folder(pictures, "--pictures")
     existing = [path for path in outputs.existing() if not PartsFolder.wrote(outputs.parts, path)]
     if existing and not overwrite:
         raise FileExistsError(

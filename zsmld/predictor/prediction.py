@@ -129,10 +129,13 @@ def check_threshold(
     if threshold == "stored" and stored is not None:
         return stored.checked(vocabulary, is_calibrated)
     if isinstance(threshold, str) and not (threshold == "calibrated" and is_calibrated):
+        lacks = {
+            "calibrated": " with no calibration; calibrate the model (`zsmld calibrate`), or give a number",
+            "stored": " with no stored thresholds; store some with set_thresholds, or give a number",
+        }
         raise ValueError(
-            f"threshold must be a number, a mapping of words, 'calibrated' for a calibrated model, or 'stored' after "
-            f"set_thresholds, got {threshold!r} with {'a' if is_calibrated else 'no'} calibration and "
-            f"{'some' if stored else 'no'} stored thresholds; calibrate the model, or give numbers"
+            f"threshold must be a number, a mapping of words, 'calibrated' for a calibrated model, or 'stored' for one "
+            f"with stored thresholds, got {threshold!r}{lacks.get(threshold, '; correct it')}"
         )
     if not isinstance(threshold, str) and not is_score(threshold):
         raise ValueError(f"threshold must be in [0, 1], got {threshold!r}; scores lie between these")

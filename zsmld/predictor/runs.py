@@ -12,7 +12,7 @@ import numpy as np
 from zsmld.features.hashing import weights_hash
 from zsmld.predictor import Predictor
 from zsmld.predictor.archives import list_collection, printable
-from zsmld.predictor.outputs import Outputs, check_absent
+from zsmld.predictor.outputs import Outputs, check_outputs
 from zsmld.predictor.parts import PartsFolder
 
 
@@ -42,13 +42,15 @@ def begin_run(
         Paths of images that came and that went since the run began.
 
     Raises:
-        FileExistsError: if an output is there that is not to be replaced, or another run is at work.
+        FileExistsError: if an output is there that is not to be replaced, or another run is at work, or a file is in
+            the place of a folder.
+        PermissionError: if an output may not be written.
         ValueError: if the run that was interrupted is another one, or its shards were written anew.
     """
     PartsFolder.remove_leftovers(outputs.parts)
     pictures_are_there = pictures is not None and pictures.is_dir() and any(pictures.iterdir())
     begun = PartsFolder.exists(outputs.parts)  # looked at last: a shard that began meanwhile may have made pictures
-    check_absent(outputs, overwrite)
+    check_outputs(outputs, overwrite, pictures)
     if not begun or restart:
         if pictures_are_there and not (overwrite or (begun and _pictures_of(outputs.parts) == identity["pictures"])):
             raise FileExistsError(

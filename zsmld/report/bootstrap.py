@@ -59,7 +59,7 @@ def resampled_average_precision(
         >>> resampled_average_precision(scores, targets, weights, "exact").round(4).tolist()
         [0.8333, 1.0]
     """
-    rows = np.flatnonzero(targets != -1)
+    rows = np.flatnonzero(targets >= 0)
     values, positive = scores[rows], targets[rows] == 1
     num_positives = int(positive.sum())
     if method == "integral" and num_positives >= 10**5:

@@ -46,7 +46,7 @@ def best_words(scores: np.ndarray, targets: np.ndarray, k: int) -> tuple[np.ndar
     """
 
     def best(bounds: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        part, known = scores[slice(*bounds)], targets[slice(*bounds)] != -1
+        part, known = scores[slice(*bounds)], targets[slice(*bounds)] >= 0
         if not known.all():
             part = np.where(known, part, -np.inf)
         last = np.partition(part, part.shape[1] - k, axis=1)[:, part.shape[1] - k, None]  # (R,1) the K-th best

@@ -188,7 +188,7 @@ def _plots(report: "Report", main: str, labels: np.ndarray) -> tuple[str, str]:
     groups = [
         (name, colour, scores[:, labels[chosen]], targets[:, labels[chosen]])
         for name, chosen, colour in (("seen", seen, SEEN_COLOUR), ("unseen", ~seen, UNSEEN_COLOUR))
-        if (targets[:, labels[chosen]] != -1).any()
+        if (targets[:, labels[chosen]] >= 0).any()
     ]
     pictures = [("Average precision of each word", plot_words(list(words.values()), main))]
     pictures += [("Precision over recall of all image-word pairs", plot_all_pairs(groups))]

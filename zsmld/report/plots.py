@@ -52,7 +52,7 @@ def plot_all_pairs(groups: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) ->
     """
     figure, axes = _axes("Precision and recall, all pairs", "recall, %", "precision, %")
     for name, colour, scores, targets in groups:
-        known = targets != -1
+        known = targets >= 0
         recall, precision = precision_recall(scores[known], targets[known] == 1)
         axes.plot(100 * recall, 100 * precision, color=colour, label=name)
     axes.set(xlim=(0, 100), ylim=(0, 102))
@@ -68,7 +68,7 @@ def plot_some_words(curves: Sequence[tuple[str, np.ndarray, np.ndarray]], title:
     """
     figure, axes = _axes(title, "recall, %", "precision, %")
     for name, scores, targets in curves:
-        known = targets != -1
+        known = targets >= 0
         recall, precision = precision_recall(scores[known], targets[known] == 1)
         axes.step(100 * recall, 100 * precision, where="post", label=name, linewidth=1.2)
     axes.set(xlim=(0, 100), ylim=(0, 102))

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from zsmld.metrics import AveragePrecision, EmptyWords
+from zsmld.reading import read_numpy
 from zsmld.report.headline import TITLES
 from zsmld.vocabulary import Vocabulary
 
@@ -63,7 +64,7 @@ def write_scores(path: str | Path, content: ScoresFile) -> str:
             f"scores and targets must be {shape}, one row an image id and one column a word, got "
             f"{content.scores.shape} and {content.targets.shape}; give the report the ids of its rows"
         )
-    fill = 0 if (content.targets == -1).mean() < 0.5 else -1
+    fill = 0 if (content.targets < 0).mean() < 0.5 else -1
     entries = sparse.csr_array((content.targets - fill).astype(np.int8))
     arrays = {
         content.kind: np.ascontiguousarray(content.scores, np.float64 if _is_double(content.scores) else np.float32),
@@ -99,7 +100,7 @@ def read_scores(path: str | Path, sha256: str) -> ScoresFile:
             f"save the report again"
         )
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with read_numpy(path) as arrays:
             kind: Kind = "logits" if "logits" in arrays.files else "scores"
             scores, words, is_seen = arrays[kind], arrays["words"].tolist(), arrays["is_seen"]
             triple = (arrays["target_values"], arrays["target_columns"], arrays["target_starts"])

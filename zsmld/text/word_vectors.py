@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zsmld.reading import read_torch
+from zsmld.reading import read_numpy, read_torch
 
 
 class WordVectors:
@@ -189,17 +189,15 @@ def _read_npz(path: Path, given: Sequence[str] | None) -> tuple[dict[str, int], 
 
 def _load_numpy(path: Path) -> Any:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = read_numpy(path)
         if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
             raise ValueError("it is of the other kind")
         return loaded
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # numpy, zip and zlib have many kinds
+    except ValueError as error:
         # numpy's own sentence advises to unpickle, which runs what a stranger wrote.
+        reason = str(error) if str(error).startswith("it ") else "it is damaged or a pickle"
         raise ValueError(
-            f"{path} must be numbers or texts as numpy saves them, cannot read it, it is damaged or a pickle; save it "
-            f"again"
+            f"{path} must be numbers or texts as numpy saves them, cannot read it, {reason}; save it again"
         ) from error
 
 
