@@ -470,7 +470,7 @@ def test_missing_vector_file() -> None:
 
 
 def test_open_clip_without_weights_is_refused_before_it_is_built(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must name weights of ViT-B-32 or a file, got 'none'; it has .*openai"):
+    with pytest.raises(ValueError, match=r"must name weights of ViT-B-32 or a file, got none; it has .*openai"):
         TextEncoder("open_clip:ViT-B-32", cache_dir=tmp_path).encode(["dog"])
 
 
