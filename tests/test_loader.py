@@ -227,6 +227,29 @@ def test_a_worker_that_fails_is_an_error_and_no_wait(kill: bool, error: type[Exc
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_worker_that_dies_interrupts_nothing_but_the_wait_for_it() -> None:
+    """Torch's handler would raise in the middle of the consumer's own work."""
+    former, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
+    batches = load_batches(Rows(99), None, 2, num_workers=1)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - set(others)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(10)
+    assert not worker.is_alive()
+    sum(number for number in range(10**6))  # where Python would run the handler
+    with pytest.raises(WorkerDied, match="num_workers=1 processes must live"):
+        list(batches)
+    batches.close()
+    assert signal.getsignal(signal.SIGCHLD) in (former, torch_handler())
+
+
+def torch_handler() -> Any:
+    """What torch leaves behind once a process has had workers."""
+    list(load_batches(Rows(2), None, 1, num_workers=1))
+    return signal.getsignal(signal.SIGCHLD)
+
+
 def test_a_signal_to_workers_that_just_start_takes_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
     if multiprocessing.get_start_method() != "fork":
         pytest.skip("only forked workers see what this process changed")

@@ -111,8 +111,16 @@ def load_batches(
         iterator = iter(batches)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     at_exit = Finalize(None, _end, args=(workers,), exitpriority=0)
+    pause = _wait if num_workers else None
+    handler = _set_handler(pause)
     try:
-        yield from iterator
+        while True:
+            _set_handler(handler)
+            batch = next(iterator, None)
+            _set_handler(pause)
+            if batch is None:
+                break
+            yield batch
     except Exception as error:
         if num_workers:
             # The message has the worker's own traceback. Torch's, of this process, keeps the workers in a cycle of
@@ -125,15 +133,30 @@ def load_batches(
             ) from None
         raise
     finally:
+        _set_handler(handler)
         if not sys.is_finalizing():
             at_exit.cancel()
 
 
+def _wait(*_: Any) -> None:
+    """In the place of torch's handler, which raises when a worker dies, in the middle of whatever the main thread does.
+
+    Here it does so only where a batch is waited for; whoever died before is missed there within five seconds.
+    """
+
+
+def _set_handler(handler: Any) -> Any:
+    """Of a child's end; the former one. None stands for one that Python cannot set, or another thread's business."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if handler is None or not on_main_thread or not hasattr(signal, "SIGCHLD"):
+        return None
+    return signal.signal(signal.SIGCHLD, handler)
+
+
 def _end(workers: list[Any]) -> None:
     """For a process that exits within an iteration: it would send its workers SIGTERM, which they ignore, and wait."""
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if workers and on_main_thread and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
+    if workers:
+        _set_handler(signal.SIG_DFL)  # torch's handler raises when a worker is killed
     for worker in workers:
         worker.kill()
 
