@@ -137,6 +137,17 @@ def test_files_of_two_models_are_refused(saved: tuple[ZeroShotClassifier, Path])
     ZeroShotClassifier.from_pretrained(folder)
 
 
+def test_a_configuration_is_not_put_beside_the_weights_of_another(saved: tuple[ZeroShotClassifier, Path]) -> None:
+    """A training may save its next best while somebody calibrates the last."""
+    model, folder = saved
+    loaded = ZeroShotClassifier.from_pretrained(folder)
+    model.remember_words(Vocabulary(model.vocabulary.words[::-1]), model.word_embeddings.flip(0))
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"folder must hold this model's weights, got others in .*; load it again"):
+        loaded.save_config(folder)
+    model.save_config(folder)
+
+
 def test_what_cannot_be_written_leaves_the_old_model(saved: tuple[ZeroShotClassifier, Path]) -> None:
     model, folder = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -472,7 +472,25 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
     for name, separator in (("t.csv", ","), ("t.tsv", "\t")):
         text = "image,image,labels\na.png,b.png,dog\n".replace(",", separator)
         message = refused(write(tmp_path, name, text), image_column="image")
-        assert f"{name} must have columns of different names, got ['image'] twice; rename one" in message
+        assert f"image_column must be one column of {name}, got 'image', which stands twice; rename one" in message
+        assert "has 2 columns of a usual name among" in refused(tmp_path / name)
+
+
+def test_columns_that_nobody_reads_may_stand_twice(tmp_path: Path) -> None:
+    assert len(table(write(tmp_path, "t.csv", "image,labels,note,note, , \na.png,dog,1,2,3,4\n"))) == 1
+    header = '"' + "," * 11_000 + '"'
+    assert len(table(write(tmp_path, "t.csv", f"image,labels,{header}\na.png,dog,1\n"))) == 1
+
+
+def test_numbers_are_words_as_they_are_written(tmp_path: Path) -> None:
+    lines = ('{"image": "a.png", "labels": 7}', '{"image": "b.png", "labels": [8, "dog"]}', '{"image": "c.png"}')
+    assert table(write(tmp_path, "t.jsonl", "\n".join(lines))).vocabulary.words == ("7", "8", "dog")
+
+
+def test_two_spellings_of_a_partitions_word_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.csv", "image,labels\na.png,dog|caf\u00e9\n")
+    partition = write(tmp_path, "p.json", '{"seen": ["dog", "caf\\u00e9"], "unseen": ["cafe\\u0301"]}')
+    assert "t.csv: words must be" in refused(path, partition=partition)
 
 
 @pytest.mark.parametrize(

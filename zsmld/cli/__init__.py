@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 done but some images could not be read, 2 refused, 130 interrupted.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr has it: a letter that a code page lacks ends no run
+    # As stderr has it: a letter that a code page lacks ends no run.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     verbs = parsers_of(parser)

@@ -214,14 +214,15 @@ def calibrate(options: argparse.Namespace) -> int:
         check_folder(options.output)
     from zsmld import ZeroShotClassifier
     from zsmld.calibration import calibrate as choose
+    from zsmld.model.hub import is_elsewhere
     from zsmld.recipe import Recipe
 
-    model = ZeroShotClassifier.from_pretrained(options.model)
-    if not Path(options.model).is_dir() and not options.output:
+    if is_elsewhere(options.model) and not options.output:
         raise ValueError(
             f"--output must be given with the model {options.model}, which is no folder of yours; name one for the "
             f"calibrated model"
         )
+    model = ZeroShotClassifier.from_pretrained(options.model)
     if model.recipe is None:
         raise ValueError(f"model {options.model} must name its dataset in its recipe, it has none; use calibrate()")
     recipe = Recipe.from_dict(model.recipe, options.overrides)

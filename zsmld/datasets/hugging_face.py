@@ -250,7 +250,7 @@ def _words(part: Any, column: str, separator: str | None) -> tuple[np.ndarray, p
     used = guess_separator(cells, separator, (), f"column {column!r}", problems)
     if problems:
         raise ValueError(problems[0])
-    rows, words = split_words(cells, used)
+    rows, words = split_words(cells, used, f"column {column!r}")
     return rows, words, ()
 
 

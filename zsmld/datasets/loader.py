@@ -107,17 +107,16 @@ def load_batches(
         worker_init_fn=_leave_signals_to_main,
     )
     others = multiprocessing.active_children()
+    former = _handler()
     with _signals_held():
         iterator = iter(batches)
+    _hold_back(former)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     at_exit = Finalize(None, _end, args=(workers,), exitpriority=0)
-    pause = _wait if num_workers else None
-    handler = _set_handler(pause)
     try:
         while True:
-            _set_handler(handler)
-            batch = next(iterator, None)
-            _set_handler(pause)
+            with _waiting():
+                batch = next(iterator, None)
             if batch is None:
                 break
             yield batch
@@ -133,30 +132,61 @@ def load_batches(
             ) from None
         raise
     finally:
-        _set_handler(handler)
         if not sys.is_finalizing():
             at_exit.cancel()
 
 
-def _wait(*_: Any) -> None:
-    """In the place of torch's handler, which raises when a worker dies, in the middle of whatever the main thread does.
+_num_waiting = 0  # of the main thread's iterations, those that wait for a batch
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    global _num_waiting
+    here = int(threading.current_thread() is threading.main_thread())  # where Python runs what handles signals
+    _num_waiting += here
+    try:
+        yield
+    finally:
+        _num_waiting -= here
+
+
+class _HeldBack:
+    """Torch's handler of a child's end, which raises when a worker died, amid whatever the main thread does.
 
     Here it does so only where a batch is waited for; whoever died before is missed there within five seconds.
+
+    Args:
+        torch_handler: calls the former one itself.
+        former: the handler before it.
     """
 
+    def __init__(self, torch_handler: Callable[..., Any], former: Any) -> None:
+        self.torch_handler, self.former = torch_handler, former
 
-def _set_handler(handler: Any) -> Any:
-    """Of a child's end; the former one. None stands for one that Python cannot set, or another thread's business."""
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if handler is None or not on_main_thread or not hasattr(signal, "SIGCHLD"):
-        return None
-    return signal.signal(signal.SIGCHLD, handler)
+    def __call__(self, number: int, frame: Any) -> None:
+        if _num_waiting:
+            self.torch_handler(number, frame)
+        elif callable(self.former):
+            self.former(number, frame)
+
+
+def _handler() -> Any:
+    return signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+
+
+def _hold_back(former: Any) -> None:
+    """Put `_HeldBack` in the place of torch's handler, which torch sets once in a process, with its first workers."""
+    handler = _handler()
+    is_torchs = getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
+    if is_torchs and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, _HeldBack(handler, None if former is handler else former))
 
 
 def _end(workers: list[Any]) -> None:
     """For a process that exits within an iteration: it would send its workers SIGTERM, which they ignore, and wait."""
-    if workers:
-        _set_handler(signal.SIG_DFL)  # torch's handler raises when a worker is killed
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if workers and on_main_thread and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
     for worker in workers:
         worker.kill()
 

@@ -1,5 +1,6 @@
 """Rows of a text table: fields and what divides words; of an index: targets to Parquet and back, ids, files on disk."""
 
+import csv
 import hashlib
 import json
 import os
@@ -26,8 +27,11 @@ def read_delimited(path: Path, separator: str) -> pd.DataFrame:
     Raises:
         ValueError: with the reason alone.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        num_columns = 1 + next((line.count(separator) for line in file if line.strip(" \r\n")), 0)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            num_columns = len(next((row for row in csv.reader(file, delimiter=separator) if row), []))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
     if num_columns > _MAX_COLUMNS:
         raise ValueError(f"it has {num_columns:,} columns, of {_MAX_COLUMNS:,} at most")
     try:
@@ -57,14 +61,17 @@ def read_objects(path: Path) -> pd.DataFrame:
             raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
         return found
 
+    rows = []
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             try:
-                if line.strip() and not isinstance(json.loads(line, object_pairs_hook=distinct), dict):
-                    raise ValueError("it is no object")
+                if line.strip():
+                    rows.append(json.loads(line, object_pairs_hook=distinct))
+                    if not isinstance(rows[-1], dict):
+                        raise ValueError("it is no object")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from error
-    return pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
+    return pd.DataFrame(rows, dtype=object)  # 7 stays 7, where others have no number
 
 
 def guess_separator(

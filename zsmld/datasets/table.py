@@ -224,9 +224,10 @@ def _read_index(
     unknown = counted[~counted.index.isin(vocabulary)].sort_values(ascending=False, kind="stable")
     if divided:  # the other words stay in the index, as columns that the partition does not take
         vocabulary = (*divided, *sorted(set(occurring) - set(divided)))
-    wrong = wrong_words(vocabulary)  # given ones are none of them
+    wrong = wrong_words(vocabulary)
     for text, what in list(wrong.items())[:_NUM_SHOWN]:
-        problems.append(f"{path.name}, row {row[np.flatnonzero(word == text)[0]] + 1}: words {what}")
+        places = row[np.flatnonzero(word == text)]  # none for a word of the partition alone
+        problems.append(f"{path.name}{f', row {places[0] + 1}' if len(places) else ''}: words {what}")
     if len(wrong) > _NUM_SHOWN:
         problems.append(f"{path.name} must have usable words, {len(wrong) - _NUM_SHOWN:,} more are not; correct them")
     vocabulary = tuple(text for text in vocabulary if text not in wrong)
@@ -293,10 +294,6 @@ def _read_frame(path: Path, problems: list[str]) -> pd.DataFrame | None:
         problems.append(f"{path} must be a readable table, it is not: {error}; repair it")
         return None
     frame.columns = pd.Index([str(column) for column in frame.columns], dtype=object)
-    repeated = sorted({column for column in frame.columns[frame.columns.duplicated()] if column})  # "": nobody's
-    if repeated:
-        problems.append(f"{path} must have columns of different names, got {repeated[:5]} twice; rename one")
-        return None
     if frame.empty:
         problems.append(f"{path} must have at least one row, got none; fill it")
         return None
@@ -309,6 +306,9 @@ def _column(
     columns = [str(column) for column in frame.columns]
     if name is not None and name not in columns:
         problems.append(f"{argument} must be a column of {path.name}, got {name!r}; it has {columns}")
+        return None
+    if name is not None and columns.count(name) > 1:
+        problems.append(f"{argument} must be one column of {path.name}, got {name!r}, which stands twice; rename one")
         return None
     found = [name] if name is not None else [column for column in columns if column.lower() in usual]
     if len(found) != 1:

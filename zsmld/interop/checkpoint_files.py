@@ -177,7 +177,12 @@ def _read_torch(path: Path) -> Any:
                 unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except Exception:  # damaged files, and those of torch before 1.6
             unsafe = []
-        told = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
+        told = (
+            " ".join(str(error).split())
+            .rpartition("WeightsUnpickler error: ")[2]
+            .partition(" Check the doc")[0]
+            .partition(" Please use")[0]
+        )
         reason = f"it holds {sorted(unsafe)}, which may run code" if unsafe else told[:200]
         raise ValueError(
             f"checkpoint must hold tensors and plain data, cannot read {path}: {reason}; save its state_dict alone "

@@ -211,7 +211,6 @@ def chance_average_precision(targets: np.ndarray) -> np.ndarray:
     positives, known = np.zeros((2, targets.shape[1]), np.int64)
     for start, end in row_chunks(*targets.shape):
         positives += (targets[start:end] == 1).sum(0)
-        known += (targets[start:end] >= 0).sum(
-            0
-        )  # not != -1: some numpy 2 crashes on unsigned integers, which have none
+        # Not != -1: numpy 2.0 to 2.2.5 may crash on unsigned integers, which have none.
+        known += (targets[start:end] >= 0).sum(0)
     return positives / np.maximum(known, 1)

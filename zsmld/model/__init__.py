@@ -6,6 +6,7 @@ trained with and those words' embeddings, so that scoring known words needs no t
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,7 @@ class ZeroShotClassifier(nn.Module):
         self.recipe = recipe
         self.heldout_words: tuple[str, ...] = ()
         self.calibration: dict[str, Any] | None = None
+        self.weights_sha256: str | None = None  # of the file that it was loaded from, or saved as
         self.prediction: dict[str, Any] | None = None
         self.scores: str = "sigmoid"
         self.training_record: dict[str, Any] | None = None
@@ -244,19 +246,24 @@ class ZeroShotClassifier(nn.Module):
         if self.word_embeddings is not None:
             tensors["word_embeddings"] = self.word_embeddings.contiguous()
         content = save(tensors, metadata={"format": "pt"})
-        # Two files cannot take their names in one step: a kill between them must not leave a model of both.
         config["weights_sha256"] = hashlib.sha256(content).hexdigest()
-        # Both are on the disk before the first has its name: a full disk leaves the model that was there.
-        with to_the_end(folder, "save again"), written_whole(folder / CONFIG) as path:
-            path.write_text(_text(config), encoding="utf-8")
-            with written_whole(folder / WEIGHTS) as weights:
-                weights.write_bytes(content)
+        # Both are on the disk before the first has its name: a full disk leaves the model that was there. A kill in
+        # between leaves a configuration without its weights, which is refused, and never a model of both.
+        with to_the_end(folder, "save again"), written_whole(folder / WEIGHTS) as weights:
+            with weights.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            with written_whole(folder / CONFIG) as path:
+                path.write_text(_text(config), encoding="utf-8")
+        self.weights_sha256 = config["weights_sha256"]
 
     def save_config(self, folder: str | Path) -> None:
         """Write `config.json` alone, into a folder that holds this model's weights: a new calibration, for instance.
 
         Raises:
             FileNotFoundError: if the folder holds no weights.
+            ValueError: if it holds others than this model was loaded from or saved as.
         """
         folder = Path(folder)
         if not (folder / WEIGHTS).is_file():
@@ -264,7 +271,10 @@ class ZeroShotClassifier(nn.Module):
                 f"model folder must hold {WEIGHTS} to get another {CONFIG}, not found in {folder}; save the whole "
                 f"model with save_pretrained"
             )
-        config = self._config() | {"weights_sha256": sha256_of(folder / WEIGHTS)}
+        found = sha256_of(folder / WEIGHTS)
+        if self.weights_sha256 not in (None, found):
+            raise ValueError(f"folder must hold this model's weights, got others in {folder}; load it again")
+        config = self._config() | {"weights_sha256": found}
         with to_the_end(folder, "save again"), written_whole(folder / CONFIG) as path:
             path.write_text(_text(config), encoding="utf-8")
 

@@ -102,10 +102,12 @@ def load_checkpoint(cls: type["ZeroShotClassifier"], folder: Path, name: str) ->
             model.remember_words(vocabulary, word_embeddings)
         except ValueError as error:
             raise ValueError(f"checkpoint {name} must have embeddings of its words: {error}") from error
-    if config.get("weights_sha256") not in (None, sha256_of(folder / WEIGHTS)):
+    model.weights_sha256 = sha256_of(folder / WEIGHTS)
+    if config.get("weights_sha256") not in (None, model.weights_sha256):
         raise ValueError(
             f"checkpoint {name} must have the weights that its {CONFIG} was written for, got others: a save was "
-            f"interrupted, or its files are of two models; save it again"
+            f"interrupted, or its files are of two models; save it again, or remove weights_sha256 from {CONFIG} if "
+            f"you changed the weights"
         )
     return model
 

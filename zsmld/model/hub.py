@@ -24,6 +24,11 @@ _SHIPPED = "scenes"  # the small model that comes with the package
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def is_elsewhere(name: str) -> bool:
+    """Whether this names the shipped model or one of the Hub, neither of which is a folder to write to."""
+    return not Path(name).is_dir() and (name == _SHIPPED or _HUB_ID.fullmatch(name) is not None)
+
+
 def find_checkpoint(
     path_or_hub_id: str | Path, revision: str | None, token: str | bool | None = None
 ) -> tuple[Path, str | None]:
