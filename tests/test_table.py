@@ -498,6 +498,7 @@ def test_two_spellings_of_a_partitions_word_are_named(tmp_path: Path) -> None:
     [
         ('{"image": "a.png", "labels": ["dog"], "labels": ["cat"]}', "the key 'labels' stands twice"),
         ('{"image": "a.png", "labels": "dog", "of": {"a": 1, "a": 2}}', "the key 'a' stands twice"),
+        ('{"image": "\\ud800.png", "labels": "dog"}', "it has half of a character"),
         ("[]", "it is no object"),
         ("5", "it is no object"),
         ('{"image": "a.png"', "Expecting ',' delimiter"),

@@ -99,7 +99,7 @@ def read_numpy(path: str | Path) -> Any:
                 with zipfile.ZipFile(file) as archive:
                     _check_members(archive, _ROOM + _EXPANSION * size)
         return np.load(path, allow_pickle=False)
-    except OSError:  # it is not there, a folder, or nobody's to read
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # numpy, zip and zlib have many kinds
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error

@@ -69,6 +69,10 @@ def read_objects(path: Path) -> pd.DataFrame:
                     rows.append(json.loads(line, object_pairs_hook=distinct))
                     if not isinstance(rows[-1], dict):
                         raise ValueError("it is no object")
+                    if "\\u" in line:
+                        json.dumps(rows[-1], ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"line {number}: it has half of a character") from error
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from error
     return pd.DataFrame(rows, dtype=object)  # 7 stays 7, where others have no number
