@@ -8,7 +8,6 @@ Cost: about ten minutes on two cores.
 """
 
 import argparse
-import hashlib
 import json
 import platform
 import subprocess
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 
 from zsmld import Evaluator, ZeroShotClassifier, build_dataset
 from zsmld.model import package_versions
+from zsmld.reading import digest_of
 from zsmld.resources import resource_path
 
 RECIPE = "scenes_zsl"
@@ -75,7 +75,7 @@ def difference(ours: Path, theirs: Path) -> dict[str, Any]:
         for name in weights[0]
         if not weights[0][name].equal(weights[1][name])
     }
-    hashes = [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (ours, theirs)]
+    hashes = [digest_of(folder / "model.safetensors") for folder in (ours, theirs)]
     configs = [
         dict(settings_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))) for folder in (ours, theirs)
     ]

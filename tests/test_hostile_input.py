@@ -27,9 +27,9 @@ from zsmld.interop.checkpoint_files import read_arrays, read_checkpoint
 from zsmld.interop.vector_arrays import read_classes
 from zsmld.predictor.prediction import Prediction
 from zsmld.predictor.records import table_of, write_records
-from zsmld.reading import read_torch
+from zsmld.reading import digest_of, read_torch
 from zsmld.recipe import Recipe
-from zsmld.report.scores_file import ScoresFile, digest_of, read_scores, write_scores
+from zsmld.report.scores_file import ScoresFile, read_scores, write_scores
 from zsmld.trainer.checkpoint import load_state
 
 # ------------------------------------------------------------------------------------------------------------- pickles

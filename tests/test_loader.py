@@ -266,8 +266,7 @@ def test_handlers_of_others_go_on_whatever_iterations_are_nested_or_left() -> No
         "assert sum(len(x) + len(y) for x, y in both) == 18\n"
         "end_a_child()\n"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    done = ran(code, 120)
     assert done.returncode == 0, done.stderr
 
 
@@ -293,6 +292,11 @@ def test_a_process_that_fails_between_batches_ends() -> None:
         "next(batches)\n"
         "raise RuntimeError('the loss is not finite')\n"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = ran(code, 60)
     assert done.returncode == 1 and done.stderr.strip().endswith("RuntimeError: the loss is not finite")
+
+
+def ran(code: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, which finds this file."""
+    root = Path(__file__).parents[1]
+    return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=seconds)

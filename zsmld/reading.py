@@ -1,6 +1,7 @@
 """Files that others wrote, read as data: nothing in them runs, and they do not grow in memory beyond what they hold."""
 
 import argparse
+import hashlib
 import io
 import math
 import zipfile
@@ -169,3 +170,9 @@ def read_arrow(path: str | Path) -> Any:
     except Exception as error:  # Arrow and pandas have many kinds, an OSError for damaged data among them
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     return table
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -142,7 +142,7 @@ _num_waiting = 0  # of the main thread's iterations, those that wait for a batch
 @contextmanager
 def _waiting() -> Iterator[None]:
     global _num_waiting
-    here = int(threading.current_thread() is threading.main_thread())  # where Python runs what handles signals
+    here = int(_on_main_thread())
     _num_waiting += here
     try:
         yield
@@ -170,6 +170,11 @@ class _HeldBack:
             self.former(number, frame)
 
 
+def _on_main_thread() -> bool:
+    """Where Python runs what handles signals, and the one thread that may say what does."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def _handler() -> Any:
     return signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
 
@@ -178,14 +183,13 @@ def _hold_back(former: Any) -> None:
     """Put `_HeldBack` in the place of torch's handler, which torch sets once in a process, with its first workers."""
     handler = _handler()
     is_torchs = getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
-    if is_torchs and threading.current_thread() is threading.main_thread():
+    if is_torchs and _on_main_thread():
         signal.signal(signal.SIGCHLD, _HeldBack(handler, None if former is handler else former))
 
 
 def _end(workers: list[Any]) -> None:
     """For a process that exits within an iteration: it would send its workers SIGTERM, which they ignore, and wait."""
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if workers and on_main_thread and hasattr(signal, "SIGCHLD"):
+    if workers and _on_main_thread() and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
     for worker in workers:
         worker.kill()

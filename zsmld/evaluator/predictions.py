@@ -12,8 +12,7 @@ import numpy as np
 
 from zsmld.datasets import Dataset, dense_targets
 from zsmld.metrics.arrays import row_chunks
-from zsmld.reading import read_numpy, read_parquet, read_torch
-from zsmld.report.scores_file import digest_of
+from zsmld.reading import digest_of, read_numpy, read_parquet, read_torch
 
 _ID_COLUMNS = ("id", "image_id", "image", "path", "file_name", "filename")
 _VALUE_NAMES = ("scores", "logits", "targets", "values")

@@ -18,9 +18,10 @@ from zsmld.images import ImageEncoder
 from zsmld.model.card import model_card
 from zsmld.model.card_figures import ReportLike
 from zsmld.model.checkpoint import load_checkpoint, storing_problems
-from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions, sha256_of
+from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, package_versions
 from zsmld.model.hub import find_checkpoint, push_checkpoint
 from zsmld.model.summary import summary_html
+from zsmld.reading import digest_of
 from zsmld.text import TextEncoder, resolve_device
 from zsmld.vocabulary import DEFAULT_TEMPLATES, Vocabulary, check_words
 from zsmld.writing import to_the_end, written_whole
@@ -271,7 +272,7 @@ class ZeroShotClassifier(nn.Module):
                 f"model folder must hold {WEIGHTS} to get another {CONFIG}, not found in {folder}; save the whole "
                 f"model with save_pretrained"
             )
-        found = sha256_of(folder / WEIGHTS)
+        found = digest_of(folder / WEIGHTS)
         if self.weights_sha256 not in (None, found):
             raise ValueError(f"folder must hold this model's weights, got others in {folder}; load it again")
         config = self._config() | {"weights_sha256": found}

@@ -21,7 +21,8 @@ from torch.nn.modules.module import (
 
 from zsmld.decoder import build_decoder
 from zsmld.images import ImageEncoder, names_folder
-from zsmld.model.files import CONFIG, FORMAT, WEIGHTS, sha256_of
+from zsmld.model.files import CONFIG, FORMAT, WEIGHTS
+from zsmld.reading import digest_of
 from zsmld.vocabulary import Vocabulary, check_words
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def load_checkpoint(cls: type["ZeroShotClassifier"], folder: Path, name: str) ->
             model.remember_words(vocabulary, word_embeddings)
         except ValueError as error:
             raise ValueError(f"checkpoint {name} must have embeddings of its words: {error}") from error
-    model.weights_sha256 = sha256_of(folder / WEIGHTS)
+    model.weights_sha256 = digest_of(folder / WEIGHTS)
     if config.get("weights_sha256") not in (None, model.weights_sha256):
         raise ValueError(
             f"checkpoint {name} must have the weights that its {CONFIG} was written for, got others: a save was "

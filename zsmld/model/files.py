@@ -1,8 +1,6 @@
 """The files of a checkpoint: their names, and what wrote them."""
 
-import hashlib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1
@@ -17,9 +15,3 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from zsmld.model.card import model_card
 from zsmld.model.card_figures import ReportLike
 from zsmld.model.checkpoint import read_config
-from zsmld.model.files import CARD, CONFIG, WEIGHTS, package_versions, sha256_of
+from zsmld.model.files import CARD, CONFIG, WEIGHTS, package_versions
+from zsmld.reading import digest_of
 from zsmld.resources import resource_path
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _check_hash(path: Path, source: str) -> None:
     expected = path.resolve().name
     if not _SHA256.fullmatch(expected):
         return  # a small file, or a file system without links
-    if (found := sha256_of(path)) != expected:
+    if (found := digest_of(path)) != expected:
         raise ValueError(
             f"checkpoint {source} must have the SHA-256 that the Hub states, {expected}, got {found}: the file is "
             f"damaged; delete {path.resolve()} and {path}, and load it again"

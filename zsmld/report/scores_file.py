@@ -1,6 +1,5 @@
 """The scores and targets of a report in one .npz file: what a comparison of two reports needs."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from zsmld.metrics import AveragePrecision, EmptyWords
-from zsmld.reading import read_numpy
+from zsmld.reading import digest_of, read_numpy
 from zsmld.report.headline import TITLES
 from zsmld.vocabulary import Vocabulary
 
@@ -254,9 +253,3 @@ _POLICIES: dict[str, Callable[[Any], bool]] = {
 
 def _is_double(scores: np.ndarray) -> bool:
     return scores.dtype == np.float64
-
-
-def digest_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
