@@ -429,3 +429,8 @@ def test_samples_are_made_in_eval_mode_and_words_are_encoded_once(model, scenes,
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [s.overlays[0].tobytes() for s in report.samples] == [s.overlays[0].tobytes() for s in expected.samples]
     assert len(encoded) == 2
+
+
+def test_the_name_of_a_model_is_no_model():
+    with pytest.raises(TypeError, match=r"got str; pass ZeroShotClassifier\.from_pretrained\('scenes'\)"):
+        Evaluator("gzsl", device="cpu").evaluate("scenes", Scenes("test", 3))

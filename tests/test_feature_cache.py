@@ -388,18 +388,23 @@ def test_killed_at_random_moments_and_resumed(photos, encoder, tmp_path):
     started = time.perf_counter()
     run_in_child(work).join(60)
     seconds = time.perf_counter() - started
-    rng, killed = np.random.default_rng(), 0
+    rng = np.random.default_rng()
     for _ in range(2):
         shutil.rmtree(cache.cache)
-        for _ in range(4):  # each goes on where the one before was killed
+        killed = 0
+        while killed < 4:  # each goes on where the one before was killed
             child = run_in_child(work)
             time.sleep(rng.uniform(0, seconds))
             child.kill()
             child.join(60)
-            killed += child.exitcode == -signal.SIGKILL
             contents(cache)
+            if child.exitcode == -signal.SIGKILL:
+                killed += 1
+            else:  # it was done before: the first run was slow
+                assert child.exitcode == 0
+                seconds /= 2
+                shutil.rmtree(cache.cache)
         check_resumed(cache, encoder, dataset, uninterrupted)
-    assert killed
 
 
 def test_after_a_kill_only_what_is_missing_is_encoded_in_batches_of_the_same_size(photos, encoder, runs, tmp_path):

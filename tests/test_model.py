@@ -425,6 +425,8 @@ def test_the_shipped_model_has_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
         ZeroShotClassifier.from_pretrained("scenes", revision="main")
     with pytest.raises(FileNotFoundError, match="or write 'scenes' for the model that comes with zsmld"):
         ZeroShotClassifier.from_pretrained("scene")
+    with pytest.raises(ValueError, match=r"zsmld\.baseline\.create_scorer\('conse:timm:resnet50'\)"):
+        ZeroShotClassifier.from_pretrained("conse:timm:resnet50")
     make_model().save_pretrained("scenes")  # a folder of that name is taken first
     assert ZeroShotClassifier.from_pretrained("scenes").image_encoder.spec == "timm:test_resnet"
 

@@ -141,14 +141,17 @@ def test_killed_at_random_moments(place: Path, predict: Callable[..., int], one_
     took = time.monotonic() - since
     rng = np.random.default_rng(int(time.time()))
     killed = 0
-    for _ in range(6):
+    while killed < 5:
         child, wait = in_a_child(lambda: predict(*arguments("again")))
         time.sleep(float(rng.uniform(0.1, 0.9)) * took)
         os.kill(child, signal.SIGKILL)
-        killed += wait() == signal.SIGKILL
+        if wait() == signal.SIGKILL:
+            killed += 1
+        else:  # it was done before: the first run was slow
+            took /= 2
         path = Path("again", "tags.jsonl")
         assert not path.exists() or path.read_bytes() == one_go["tags.jsonl"]
-    assert predict(*arguments("again")) == 1 and killed
+    assert predict(*arguments("again")) == 1
     assert {path.name: path.read_bytes() for path in Path("again").iterdir()} == one_go
 
 

@@ -54,6 +54,13 @@ def test_score_is_the_sigmoid_of_the_models_logits(model: Any, images: list[Imag
     np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["scenes", Path("scenes"), {"weights": 1}])
+def test_what_is_no_model_is_refused_with_the_way_to_one(name: Any) -> None:
+    load = "load it" if isinstance(name, dict) else r"pass ZeroShotClassifier\.from_pretrained\('scenes'\)"
+    with pytest.raises(TypeError, match=rf"model must be a ZeroShotClassifier, got \w+; {load}"):
+        Predictor(name, ["dog"])
+
+
 @settings(max_examples=15)
 @given(st.lists(st.sampled_from(["add", "remove", "set"]), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_changing_words_keeps_the_scores_of_the_others(model: Any, actions: list[str], random: Any) -> None:

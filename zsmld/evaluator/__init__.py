@@ -15,6 +15,7 @@ from zsmld.decoder import TrainingFreeScorer, join_words
 from zsmld.evaluator.figures import evaluate_scores
 from zsmld.evaluator.predictions import Matrix, align, read_matrix
 from zsmld.model import ZeroShotClassifier, package_versions
+from zsmld.model.checkpoint import check_model
 from zsmld.protocols import Protocol
 from zsmld.report import Kind, Report, Sample
 from zsmld.resources import git_revision, resource_path
@@ -66,11 +67,13 @@ class Evaluator:
             A `Report`; images that could not be read are counted and listed in it.
 
         Raises:
+            TypeError: if the model is none, such as the name of one.
             ValueError: if the dataset does not fit the protocol, the model gives NaN, or no image can be read.
         """
         assert isinstance(self.protocol, Protocol)  # __post_init__ made it one
         vocabulary = dataset.vocabulary
         self.protocol.check(vocabulary)  # refuse what does not fit before the long work
+        check_model(model)
         known = model.vocabulary
         trained = [word for word in vocabulary.unseen if known is not None and word in known.seen]
         if trained and self.protocol.task in ("zsl", "gzsl"):

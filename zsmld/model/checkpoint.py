@@ -42,6 +42,18 @@ _SPARE = 500_000_000  # numbers beyond the weights, such as those of open_clip's
 _LARGEST_NETWORK = 7_000_000_000  # numbers; timm's vit_7b_patch16_dinov3 has 6.7 billion
 
 
+def check_model(model: object) -> None:
+    """Refuse what stands for a model and is none, such as its name.
+
+    Raises:
+        TypeError: if it is no network.
+    """
+    if not isinstance(model, nn.Module):
+        named = isinstance(model, str | Path)
+        hint = f"pass ZeroShotClassifier.from_pretrained({str(model)!r})" if named else "load it first"
+        raise TypeError(f"model must be a ZeroShotClassifier, got {type(model).__name__}; {hint}")
+
+
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """The configuration of a checkpoint, of a format that this version knows.
 

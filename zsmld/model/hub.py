@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:@([^\s@]+))?", re.ASCII)
 _SHIPPED = "scenes"  # the small model that comes with the package
+_TRAINING_FREE = ("clip:", "conse:")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -48,7 +49,8 @@ def find_checkpoint(
 
     Raises:
         FileNotFoundError: if there is none, or a file is missing in it.
-        ValueError: if a revision is given where there can be none, or what the Hub has is no model of ours.
+        ValueError: if a revision is given where there can be none, what the Hub has is no model of ours, or the model
+            needs no training and so has no files.
     """
     folder = Path(path_or_hub_id)
     if str(path_or_hub_id) == _SHIPPED and not folder.is_dir():
@@ -62,6 +64,11 @@ def find_checkpoint(
         return folder, None
     match = _HUB_ID.fullmatch(str(path_or_hub_id))
     if match is None:
+        if str(path_or_hub_id).startswith(_TRAINING_FREE):
+            raise ValueError(
+                f"model must be a trained one, got {path_or_hub_id}, which needs no training; make it with "
+                f"zsmld.baseline.create_scorer({str(path_or_hub_id)!r})"
+            )
         raise FileNotFoundError(
             f"model must be an existing folder or a Hub id 'owner/name', not found: {path_or_hub_id}; correct the path "
             f"or write {_SHIPPED!r} for the model that comes with zsmld"

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from zsmld.calibration import Calibration
 from zsmld.decoder.inference import CompiledWords, Precision
 from zsmld.model import ZeroShotClassifier
+from zsmld.model.checkpoint import check_model
 from zsmld.predictor.loading import LoadedImages, load_images, resolve_workers
 from zsmld.predictor.network import Network, check_logits
 from zsmld.predictor.prediction import (
@@ -62,9 +63,9 @@ class Predictor:
         compile: with "int8", fuse its smaller steps. It needs a C++ compiler, and half a minute the first time.
 
     Raises:
-        ValueError: if there are no words, a duplicate, a synonym that is a word itself or of two words, the text
-            encoder is not the model's, the model's calibration is damaged or transductive, or the device has not the
-            precision.
+        ValueError: for no words, a duplicate, a synonym that is a word itself or of two words, another text encoder
+            than the model's, a calibration that is damaged or transductive, or a device without the precision.
+        TypeError: if the model is none, such as the name of one.
 
     Example:
         >>> model = ZeroShotClassifier.from_pretrained("scenes")
@@ -88,6 +89,7 @@ class Predictor:
         precision: Precision = "fp32",
         compile: bool = False,
     ) -> None:
+        check_model(model)
         self.device = resolve_device(device)
         self.model = model.to(self.device).eval()
         self._network = Network(self.model, precision, compile)
