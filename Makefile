@@ -21,13 +21,13 @@ docs: .venv/installed  ## build the documentation into site/, with no network; w
 notebooks: .venv/installed  ## run the notebooks and write what they show to docs/notebooks
 	$(BIN)/python evaluation/render_notebooks.py
 
-reports: .venv/installed  ## measure every report anew (about half a day) and put its tables into README and docs
+reports: .venv/installed  ## measure every report anew (about half a day), put its tables into README and docs, run the notebooks
 	$(BIN)/python evaluation/make_reports.py
 
 soak: .venv/installed  ## the fault tests in full (an hour or more), and their report; goes on where it was stopped
 	$(BIN)/python evaluation/soak.py
 
-check: .venv/installed  ## format, lint, types, and the suite (house rules, doctests, README and guides) with coverage
+check: .venv/installed  ## format, lint, types, and the suite (house rules, doctests, README, some guides) with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from shipped import shipped_model
 from torch import Tensor, nn
 
 from zsmld import MLDecoder, TextEncoder, ZeroShotClassifier, build_dataset
@@ -490,6 +491,7 @@ def main() -> None:
             "device": device,
             "load": os.getloadavg(),
         },
+        "shipped_model": shipped_model(),
         "versions": package_versions(),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

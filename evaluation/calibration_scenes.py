@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shipped import shipped_model
+
 from zsmld import Evaluator, ZeroShotClassifier, build_dataset
 from zsmld.calibration import calibrate
 from zsmld.model import package_versions
@@ -51,7 +53,12 @@ def main() -> None:
         calibrated = gzsl.pop("calibrated")
         rows.setdefault("none, threshold 0.5", {key: gzsl[key] for key in COLUMNS.values()})
         rows[name] = {key: calibrated[key] for key in COLUMNS.values()} | {"calibration": calibrated["calibration"]}
-    content = {"command": "python evaluation/calibration_scenes.py", "rows": rows, "versions": package_versions()}
+    content = {
+        "command": "python evaluation/calibration_scenes.py",
+        "rows": rows,
+        "shipped_model": shipped_model(),
+        "versions": package_versions(),
+    }
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "calibration_scenes.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from coco_photos_zsl import folds, image_encoder, load_features, train
+from shipped import shipped_model
 
 from zsmld import Predictor, TextEncoder, ZeroShotClassifier, build_dataset
 from zsmld.datasets.loader import load_batches
@@ -174,6 +175,7 @@ def main() -> None:
         report["script_difference"] = script(model, Path(home))
     import onnxruntime
 
+    report["shipped_model"] = shipped_model()
     report["versions"] = package_versions() | {"onnxruntime": onnxruntime.__version__}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "export.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

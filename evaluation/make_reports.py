@@ -1,4 +1,4 @@
-"""Every report measured anew, and its tables put where README and docs show them.
+"""Every report measured anew, its tables put where README and docs show them, and the notebooks' pages with them.
 
     python evaluation/make_reports.py                      # or `make reports`: all, about half a day on two cores
     python evaluation/make_reports.py scenes_zsl export    # these
@@ -34,6 +34,7 @@ REPORTS = {  # the command of each; those that take minutes first
     "zero_shot_study": "evaluation/zero_shot_study.py",
     "soak": "evaluation/soak.py",
 }
+COMMANDS = {**REPORTS, "notebooks": "evaluation/render_notebooks.py"}  # no report, but docs/notebooks have its figures
 ON_PHOTOS = {"query_augmentation_photos", "zero_shot_study"}  # beside those whose command says --root
 PHOTOS = ROOT.parent / "shared" / "real"
 COPIED = re.compile(r"<!-- copied: (\S+\.md), table (\d+) -->\n\n((?:\|.*\n)+)")
@@ -41,14 +42,14 @@ COPIED = re.compile(r"<!-- copied: (\S+\.md), table (\d+) -->\n\n((?:\|.*\n)+)")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(REPORTS)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)} (default: all)")
     parser.add_argument(
         "--tables", action="store_true", help="measure nothing, copy the tables of the reports there are"
     )
     options = parser.parse_args()
-    if unknown := sorted(set(options.names) - set(REPORTS)):
-        parser.error(f"NAME must be a report, got {', '.join(unknown)}; there are {', '.join(REPORTS)}")
-    failed = [] if options.tables else measure(options.names or list(REPORTS))
+    if unknown := sorted(set(options.names) - set(COMMANDS)):
+        parser.error(f"NAME must be a report, got {', '.join(unknown)}; there are {', '.join(COMMANDS)}")
+    failed = [] if options.tables else measure(options.names or list(COMMANDS))
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (now := with_tables(text)) != text:
@@ -62,7 +63,7 @@ def measure(names: list[str]) -> list[str]:
     """Run the commands of some reports; the names of those that could not be."""
     failed = []
     for name in names:
-        command = REPORTS[name]
+        command = COMMANDS[name]
         if (name in ON_PHOTOS or "--root" in command) and not PHOTOS.is_dir():
             failed.append(f"{name} (needs {PHOTOS})")
             continue

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from coco_photos_zsl import image_encoder, load_features
+from shipped import shipped_model
 
 from zsmld import Evaluator, ImageEncoder, MLDecoder, TextEncoder, Trainer, ZeroShotClassifier, build_dataset
 from zsmld.augmentation import QueryAugmentation
@@ -108,7 +109,8 @@ class Scenes:
             self.parts[split] = extract_features(self.encoder, scenes, "cpu", progress=True)
 
     def settings(self) -> dict[str, Any]:
-        return {"trainer": self.trainer, "decoder": self.decoder, "num_train": self.num_train}
+        settings = {"trainer": self.trainer, "decoder": self.decoder, "num_train": self.num_train}
+        return settings | {"shipped_model": shipped_model()}
 
     def run(self, settings: dict[str, Any]) -> dict[str, float]:
         torch.manual_seed(settings["seed"])

@@ -10,6 +10,7 @@ Cost: about ten minutes on two cores.
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,12 @@ TEST = build_dataset("scenes", split="test")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproducibility"), help="where both trainings go")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/reproducibility"),
+        help="where both trainings go; what they left there before is removed",
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "reports")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the recipe, to try this script out")
     options = parser.parse_args()
@@ -56,7 +62,8 @@ def main() -> None:
 
 
 def train(output: Path, settings: list[str]) -> None:
-    """The recipe, as a user runs it; a finished run is not taken for this one."""
+    """The recipe, as a user runs it; what an earlier run left, whole or not, is not taken for this one."""
+    shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "zsmld", "train", RECIPE, *settings, "--output", str(output)]
     subprocess.run(command, check=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from shipped import shipped_model
 
 from zsmld import Evaluator, ZeroShotClassifier, build_dataset
 from zsmld.attention import attention_maps, overlay
@@ -55,6 +56,7 @@ def write_report(model: ZeroShotClassifier, reports: dict[int, Report], output: 
         "num_parameters": num_parameters,
         "protocols": reports[SEEDS[0]].protocols,
         "recipe": model.recipe,
+        "shipped_model": shipped_model(),
         "versions": package_versions(),
     }
     output.mkdir(parents=True, exist_ok=True)

@@ -22,25 +22,30 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from zsmld.model import package_versions
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = Path(__file__).parent / "reports" / "soak.json"
 SECTIONS = {
     "kills": (
         "SIGKILL to the whole process group, at moments drawn from the time of an undisturbed run and at changes of a "
         "file, and the same command again. At its end every file has the bytes of an undisturbed run (of a training, "
-        "all but its speed), nothing is left over, and after each kill what has its name is whole."
+        "all but its speed; of cached features, each image has its bytes, in whichever file), nothing is left over, "
+        "and after each kill what has its name is whole."
     ),
     "full disk": (
         "On disks with room for 2 to 92 % of what is written (where none is mounted: where no file may grow beyond "
         "that share of the largest): one sentence says what is not there, what an earlier run wrote stays, and with "
-        "room the same command ends with the bytes of an undisturbed run."
+        "room the same command ends with the bytes of an undisturbed run (of a training, its model; of cached "
+        "features, the values; an export has the same files, and can be loaded)."
     ),
     "images": (
         "Through `zsmld predict`: what Pillow decodes is scored as alone (to 1e-5), all else is named with an error."
     ),
     "fuzzing": (
         "Valid files, mutated: each is read, or refused in a sentence that names it; no reader takes more than "
-        "20 seconds or 1 GiB, starts a process, connects or writes elsewhere. Seconds are of a test with its start."
+        "20 seconds of processor time or 1 GiB, starts a process, connects or writes elsewhere. Seconds are of a test "
+        "with its start."
     ),
     "load": "Memory over time, in MiB, of the process and its own; the plots show what no file backs as well.",
 }
@@ -62,21 +67,30 @@ def sources_digest(root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-def run_tests(kept: Path, digest: str) -> None:
-    """Each test that has not passed yet, in a process of its own; what came of it is a line of `tests.jsonl`.
+PYTEST = [sys.executable, "-m", "pytest", "--timeout", "7200"]
 
-    Args:
-        kept: folder of what is measured on these sources.
-        digest: theirs; a test while which they changed counts for nothing.
-    """
+
+def names_of_tests() -> list[str]:
+    """Of the fault tests and the fuzz tests, as pytest takes them."""
     folder = ROOT / "tests" / "acceptance"
     tests = sorted(
         str(path.relative_to(ROOT)) for kind in ("faults", "fuzz") for path in folder.glob(f"test_{kind}_*.py")
     )
-    pytest = [sys.executable, "-m", "pytest", "--timeout", "7200"]
-    listed = subprocess.run([*pytest, "--collect-only", *tests], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run([*PYTEST, "--collect-only", *tests], cwd=ROOT, capture_output=True, text=True)
     names = [line for line in listed.stdout.splitlines() if "::" in line]
-    assert len(names) >= 50, listed.stdout
+    if listed.returncode or len(names) < 50:
+        sys.exit(f"the tests must be found, pytest says:\n{listed.stdout}{listed.stderr}")
+    return names
+
+
+def run_tests(names: list[str], kept: Path, digest: str) -> None:
+    """Each test that has not passed yet, in a process of its own; what came of it is a line of `tests.jsonl`.
+
+    Args:
+        names: of the tests.
+        kept: folder of what is measured on these sources.
+        digest: theirs; a test while which they changed counts for nothing.
+    """
     kept.mkdir(parents=True, exist_ok=True)
     former = outcomes(kept)
     for name in names:
@@ -84,7 +98,7 @@ def run_tests(kept: Path, digest: str) -> None:
             continue
         print(name, flush=True)
         environment, since = os.environ | {"ZSMLD_SOAK": str(kept), "OMP_NUM_THREADS": "1"}, time.monotonic()
-        command = [*pytest, "--tb", "short", "-rs", name]
+        command = [*PYTEST, "--tb", "short", "-rs", name]
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         print(done.stdout, flush=True)
         if sources_digest() != digest:
@@ -149,8 +163,9 @@ def main() -> int:
     kept = options.kept.resolve() / digest[:16]
     if options.report_only and not any(kept.glob("*.json")):
         parser.error(f"--report-only must find what was measured on these sources, {kept} has none; leave it out")
+    names = names_of_tests()
     if not options.report_only:
-        run_tests(kept, digest)
+        run_tests(names, kept, digest)
     measured, came = measured_in(kept), outcomes(kept)
     skipped = {name: outcome["skipped"] for name, outcome in came.items() if outcome["skipped"]}
     failed = [name for name, outcome in came.items() if not outcome["passed"] and name not in skipped]
@@ -162,12 +177,15 @@ def main() -> int:
         "tests_that_passed": sum(outcome["passed"] for outcome in came.values()),
         "tests_that_failed": failed,
         "tests_that_were_skipped": skipped,
+        "tests_that_did_not_run": [name for name in names if name not in came],
         "machine": machine | {"load": os.getloadavg()},
+        "versions": package_versions(),
     }
     REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     lines = ["# Soak", "", "Written by `python evaluation/soak.py` (`make soak`).", ""]
     lines += [f"{report['tests_that_passed']} tests passed, {len(failed)} failed: {', '.join(failed) or 'none'}."]
     lines += [f"Skipped, so not done: {name} ({'; '.join(reasons)})." for name, reasons in skipped.items()]
+    lines += [f"Did not run, so not done: {name}." for name in report["tests_that_did_not_run"]]
     lines += [
         f"Measured on the sources {digest[:12]} (`zsmld/` and `tests/acceptance/`, the beginning of their SHA-256)."
     ]
@@ -191,7 +209,7 @@ def main() -> int:
                 lines += [f"![{piece}]({path.name})", ""]
     REPORT.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    return 1 if failed or skipped else 0
+    return 1 if failed or skipped or report["tests_that_did_not_run"] else 0
 
 
 if __name__ == "__main__":

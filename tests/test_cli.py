@@ -2,18 +2,27 @@
 
 import csv
 import json
+import multiprocessing
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy.sparse import csr_matrix
 
 import zsmld
 import zsmld.baseline
+from zsmld.calibration import calibrate
 from zsmld.cli import main
 from zsmld.cli.arguments import build_parser
-from zsmld.recipe import recipe_names
+from zsmld.datasets.loader import WorkerDied
+from zsmld.features import FeatureCache
+from zsmld.recipe import Recipe, recipe_names
 
 VERBS = sorted(next(a for a in build_parser()._actions if a.dest == "verb").choices)
 
@@ -533,3 +542,57 @@ def test_evaluate_a_model_without_a_recipe(
     assert "ZSL (unseen words)" in capsys.readouterr().out
     assert main([*arguments, "scorer.views=local"]) == 2
     assert "overrides must be of dataset and protocol for a model without a recipe" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------- workers that die
+
+
+class Deadly:
+    """Six pictures, each of which kills the worker that reads it."""
+
+    name, split, missing = "deadly", "val", 0
+
+    def __init__(self) -> None:
+        words = ("dog", "cat", "red car", "beach", "boat", "tree")  # of `make_model`
+        self.vocabulary, self.targets = zsmld.Vocabulary(words, seen=words[:4]), csr_matrix(np.eye(6, dtype=np.int8))
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> None:
+        assert multiprocessing.parent_process() is not None, "a worker must read it, not the process of the tests"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("door", ["evaluate", "calibrate", "features in memory", "features on disk"])
+def test_a_worker_that_dies_ends_every_door_in_a_sentence(
+    door: str, num_workers: int, make_model: Any, tmp_path: Path
+) -> None:
+    model, options = make_model(), {"device": "cpu", "num_workers": num_workers}
+    with pytest.raises(WorkerDied, match=f"num_workers={num_workers} processes must live .*one died.*fewer workers"):
+        if door == "evaluate":
+            zsmld.Evaluator("zsl", **options).evaluate(model, Deadly())
+        elif door == "calibrate":
+            calibrate(model, Deadly(), heldout_words=["beach"], **options)
+        else:
+            cache = FeatureCache(tmp_path) if door == "features on disk" else FeatureCache()
+            cache.extract(model.image_encoder, Deadly(), **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_a_worker_that_dies_ends_a_command_in_a_sentence(
+    verb: str, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model()
+    model.heldout_words, model.recipe = ("beach",), {"dataset": {"name": "scenes"}, "image_encoder": {"spec": "a:b"}}
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(Recipe, "build_dataset", lambda *_: Deadly())
+    arguments = [str(tmp_path / "model"), "--output", str(tmp_path / "output"), "--device", "cpu", "--num-workers", "2"]
+    assert main([verb, *arguments]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"zsmld {verb}: num_workers=2 processes must live to decode images, one died")
+    assert said.endswith("try again, with fewer workers where memory is short")
+    assert not (tmp_path / "output").exists()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import zsmld
 from zsmld import Predictor, ZeroShotClassifier
 from zsmld.predictor import collection
 from zsmld.predictor.collection import Outputs, tag_collection
@@ -27,6 +28,9 @@ def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="torchrun needs libuv, which torch on Windows lacks (pytorch PR 175316)"
+)
 def test_two_processes_finish_what_one_began(
     photos: Path, make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +59,7 @@ def test_two_processes_finish_what_one_began(
     arguments = ["images", "--model", "model", "--device", "cpu", "--batch-size", "4", "--num-workers", "0"]
     done = launched(*arguments, "--output", "two/tags.csv", "--scores-output", "two/scores.npy")
     # The launcher's own status is 1 for any status of a process that is not 0.
-    assert done.returncode == 1 and 'Traceback (most recent call last):\n  File "/work' not in done.stderr
+    assert done.returncode == 1 and f'File "{Path(zsmld.__file__).parent}' not in done.stderr  # no traceback of ours
     assert done.stderr.count("went on with an interrupted run, 8 of 24 images were done") == 1
     assert done.stderr.count("1 of 24 images could not be read") == 1
     assert sorted(path.name for path in Path("two").iterdir()) == ["scores.npy", "scores.words.txt", "tags.csv"]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from scripts import load_script
 
+from zsmld.reading import digest_of
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "evaluation" / "reports"
 make_reports = load_script(ROOT / "evaluation" / "make_reports.py")
@@ -28,6 +30,17 @@ def test_every_report_has_its_command() -> None:
     assert {path.stem for path in REPORTS.glob("*.md")} == set(found)
     for command in make_reports.REPORTS.values():
         assert (ROOT / command.split()[0]).is_file()
+
+
+def test_reports_on_the_shipped_model_are_of_this_one() -> None:
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in REPORTS.glob("*.json")}
+    said = {name: content["shipped_model"] for name, content in found.items() if "shipped_model" in content}
+    assert said.keys() == {"scenes_zsl", "calibration_scenes", "benchmark_head", "export", "query_augmentation_scenes"}
+    said["reproducibility"] = found["reproducibility"]["first_and_shipped"]["sha256"][1]
+    now = digest_of(ROOT / "data" / "scenes" / "model" / "model.safetensors")
+    assert [name for name in said if said[name] != now] == [], (
+        "run `python evaluation/make_reports.py` with these names"
+    )
 
 
 def test_no_table_is_stale() -> None:

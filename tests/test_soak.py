@@ -1,6 +1,7 @@
 """What the soak run keeps is of the sources that it was measured on."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +46,7 @@ class StandIn:
 
     def run(self, command: list[str], **_: Any) -> SimpleNamespace:
         if "--collect-only" in command:
-            return SimpleNamespace(stdout="\n".join(self.names))
+            return SimpleNamespace(returncode=0, stdout="\n".join(self.names))
         self.ran.append(name := command[-1])
         if name in self.changes:
             self.monkeypatch.setattr(soak, "sources_digest", lambda: "after")
@@ -60,7 +61,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     names = tests.names
     tests.fails.add(names[3])
     tests.skips.add(names[5])
-    soak.run_tests(tmp_path / "before", "before")
+    soak.run_tests(soak.names_of_tests(), tmp_path / "before", "before")
     assert tests.ran == names
     came = soak.outcomes(tmp_path / "before")
     assert [name for name in names if not came[name]["passed"]] == [names[3], names[5]]
@@ -69,13 +70,13 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     }
     tests.ran.clear()
     tests.fails.clear()
-    soak.run_tests(tmp_path / "before", "before")
+    soak.run_tests(names, tmp_path / "before", "before")
     assert tests.ran == [names[3], names[5]]
     assert sum(outcome["passed"] for outcome in soak.outcomes(tmp_path / "before").values()) == 49
     tests.ran.clear()
     tests.changes.add(names[1])
     with pytest.raises(SystemExit, match=r"sources must stay as they are, they changed while .*test_1 ran"):
-        soak.run_tests(tmp_path / "other", "before")
+        soak.run_tests(names, tmp_path / "other", "before")
     assert tests.ran == names[:2] and len(soak.outcomes(tmp_path / "other")) == 1
 
 
@@ -105,3 +106,38 @@ def test_the_report_names_what_was_skipped_and_what_was_fuzzed(
     tests.skips.clear()
     monkeypatch.setattr("sys.argv", arguments)
     assert soak.main() == 0
+    tests.names.append("tests/acceptance/test_fuzz_b.py::test_more")
+    monkeypatch.setattr("sys.argv", [*arguments, "--report-only"])
+    assert soak.main() == 1, "what did not run is not done"
+    assert json.loads((tmp_path / "soak.json").read_text())["tests_that_did_not_run"] == tests.names[-1:]
+    assert f"not done: {tests.names[-1]}.\n" in (tmp_path / "soak.md").read_text()
+
+
+def test_the_committed_report_has_all_that_the_tests_keep() -> None:
+    """Made by a full run; whether by one of these very sources is its digest's to say, not each commit's."""
+    report = json.loads((ROOT / "evaluation" / "reports" / "soak.json").read_text(encoding="utf-8"))
+    assert re.fullmatch("[0-9a-f]{64}", report.get("sources", "")), "run `make soak`"
+    assert report["tests_that_failed"] == [] and report["tests_that_were_skipped"] == {}
+    assert report["tests_that_did_not_run"] == []
+    expected = pieces_of_the_tests()
+    assert len(expected) >= 45
+    missing = [piece for piece in expected if not any(re.fullmatch(piece, found) for found in report["pieces"])]
+    assert not missing, "run `make soak`"
+    figures = report["pieces"]
+    assert {found["kills"] for piece, found in figures.items() if piece.startswith("kills of ")} == {50}
+    assert all(found["disks"] == 10 for piece, found in figures.items() if piece.startswith("full disk, "))
+    assert figures["mutated images"]["images"] == 500 and figures["large evaluation"]["images"] == 107_859
+    assert {found["images"] for piece, found in figures.items() if piece.startswith("large folder")} == {100_000}
+
+
+def pieces_of_the_tests() -> set[str]:
+    """A pattern for each piece: what the fault tests name where they keep it, and each fuzz test."""
+    found = set()
+    for path in (ROOT / "tests" / "acceptance").glob("test_f*.py"):
+        text = path.read_text(encoding="utf-8")
+        for keeper, name in re.findall(r'\b(keep|kill_again_and_again|fill_and_go_on)\(\s*f?"([^"]+)"', text):
+            name = f"full disk, {name}" if keeper == "fill_and_go_on" else name
+            found.add(".+".join(map(re.escape, re.split(r"\{.*?\}", name))))
+        if path.stem.startswith("test_fuzz_"):
+            found |= {rf"fuzzing of {name}(\[.+\])?" for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    return found

@@ -447,16 +447,16 @@ def test_numbers_are_words(tmp_path: Path) -> None:
 def test_a_row_with_more_fields_than_columns_is_refused_at_once(first: str, separator: str, tmp_path: Path) -> None:
     text = f"image,labels\n{first}a.png,dog,{',' * 100_000}\n".replace(",", separator)
     path = write(tmp_path, "t.csv" if separator == "," else "t.tsv", text)
-    start = time.monotonic()
+    start = time.process_time()
     message = refused(path)
-    assert time.monotonic() - start < 5  # it took minutes
+    assert time.process_time() - start < 5  # it took minutes
     assert f"Expected 2 fields in line {3 if first else 2}, saw 100003 (quote the words of a row or join" in message
 
 
 def test_more_columns_than_anybody_has_are_refused_at_once(tmp_path: Path) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     message = refused(write(tmp_path, "t.csv", f"image,labels{',' * 100_000}\na.png,dog\n"))
-    assert "it has 100,002 columns, of 10,000 at most" in message and time.monotonic() - start < 5
+    assert "it has 100,002 columns, of 10,000 at most" in message and time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

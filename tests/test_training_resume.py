@@ -254,7 +254,7 @@ def test_workers_change_no_bit_and_a_signal_to_the_whole_group_leaves_them_alone
     whole: Any, vectors_path: Path, tmp_path: Path
 ) -> None:
     """Ctrl-C, a batch system's end and `timeout` reach the workers that decode, too."""
-    process, told = child(vectors_path, tmp_path)
+    process, told = child(vectors_path, tmp_path, waits_at=8)
     while told.recv() < 4:
         pass
     os.killpg(process.pid, signal.SIGTERM)
@@ -274,7 +274,7 @@ def test_killed_again_and_again_changes_no_bit(whole: Any, vectors_path: Path, t
     """SIGKILL at random moments within steps and between them, until it is done."""
     chance = random.Random(0)
     for until in (2, 4, 6, 9):  # the step before which it is left alone, so that each child gets further
-        process, told = child(vectors_path, tmp_path)
+        process, told = child(vectors_path, tmp_path, waits_at=until + 2)
         while told.recv() < until:
             pass
         time.sleep(chance.random() * 0.1)
@@ -288,24 +288,31 @@ def test_killed_again_and_again_changes_no_bit(whole: Any, vectors_path: Path, t
     assert_same_bits(outcome(resumed), whole(**AUGMENTED))
 
 
-def child(vectors: Path, output: Path) -> tuple[Any, Any]:
-    """A process that trains with two workers, in a group of its own; and where it says each step, and why it ends."""
+def child(vectors: Path, output: Path, waits_at: int) -> tuple[Any, Any]:
+    """A process that trains with two workers, in a group of its own; and where it says each step, and why it ends.
+
+    Before one step it waits for a signal: this process may be too slow to send it before all steps are done.
+    """
     # Not forked: where any earlier test has started threads of autograd, a forked child cannot train.
     spawn = multiprocessing.get_context("spawn")
     told, tell = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=train_in_child, args=(vectors, output, tell))
+    process = spawn.Process(target=train_in_child, args=(vectors, output, waits_at, tell))
     process.start()
     tell.close()
     return process, told
 
 
-def train_in_child(vectors: Path, output: Path, tell: Any) -> None:
+def train_in_child(vectors: Path, output: Path, waits_at: int, tell: Any) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # of the workers, as in a process that a person starts
     original = Step.backward
 
     def backward(self: Step, parts: Any, step: int, num_images: float) -> Tensor:
         tell.send(step)
+        stop: Any = signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
+        until = time.monotonic() + 300  # a child that nobody signals must not outlive the tests
+        while step == waits_at and not stop.received and time.monotonic() < until:
+            time.sleep(0.01)
         return original(self, parts, step, num_images)
 
     Step.backward = backward  # type: ignore[method-assign]

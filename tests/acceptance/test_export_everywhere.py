@@ -16,6 +16,8 @@ from test_export_graphs import HEADS, SMALL, built
 from zsmld import ImageEncoder, MLDecoder, Predictor, Vocabulary, ZeroShotClassifier
 from zsmld.export import export_model, load_exported
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_onnx(name, tmp_path, images):
@@ -79,8 +81,9 @@ def bare_python(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "numpy", "pillow", "onnxruntime"]
-    done = subprocess.run(install, capture_output=True, text=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
+    install += ["numpy", "pillow", "onnxruntime"]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=600)
     if done.returncode:
         pytest.skip(f"needs a package index: {done.stderr[-300:]}")
     return python

@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,8 @@ def test_training(training: Work, tmp_path: Path, begin: Callable[[], Path]) -> 
             model_of(folder / "run" / "model")
         for path in (folder / "run").rglob("*.json"):
             json.loads(path.read_text(encoding="utf-8"))
+        for path in (folder / "run").glob("*.yaml"):
+            assert yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"]["epochs"] == 3
 
     def check_done(folder: Path) -> None:
         found = outcome(folder / "run")
@@ -265,22 +268,26 @@ def test_a_worker_that_dies_in_training(training: Work, photos: Path, tmp_path: 
     run(training, tmp_path / "whole")
     whole = outcome(tmp_path / "whole" / "run")
     workers = command("train", str(photos / "tiny.yaml"), "trainer.num_workers=1", "--output", "run", "--resume")
-    folder, status, num_killed = tmp_path / "again", None, 0
+    folder, num_died = tmp_path / "again", 0
     folder.mkdir()
     chance = random.Random(0)
-    while num_killed < 2:
+    while num_died < 2:
         child = Child(workers, folder)
         process, status, to_kill = psutil.Process(child.id), None, True
         while status is None:
             status = child.wait(time.monotonic() - child.started + 0.01 + 0.2 * chance.random())
-            if to_kill and status is None and process.children():
-                process.children()[0].kill()
-                to_kill, num_killed = False, num_killed + 1
+            if status is None and to_kill and (children := process.children()):
+                with suppress(psutil.NoSuchProcess):
+                    children[0].kill()
+                    to_kill = False
         said = child.said.read_text()
         assert status in (0, 2) and "Traceback" not in said, said
         if status == 2:
+            num_died += 1
             assert "zsmld train: num_workers=1 processes must live to decode images, one died" in said
             assert "go on with --resume" in said
+        else:  # the worker had nothing left to do when it was killed, or was not seen
+            shutil.rmtree(folder / "run")
     run(training, folder)
     found = outcome(folder / "run")
     for name in ("model/model.safetensors", "log.csv", "steps.csv"):

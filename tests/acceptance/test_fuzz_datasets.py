@@ -164,7 +164,7 @@ def test_lists_of_images(photos: Path) -> None:
         "val_list.txt": b"b/3_30.jpg\t0,0,0\nb/4_40.jpg\t1,1,1\n",
         "label_list.txt": b"0 dog\n1 cat\n2 red car\n",
     }
-    fuzz(one_changed(files, by_ending), prepared("image_list", photos), ["_list", "words must"], examples=100)
+    fuzz(one_changed(files, by_ending), prepared("image_list", photos), [*files, "words must"], examples=100)
 
 
 def nus_wide_files() -> Files:
@@ -314,7 +314,7 @@ def test_captions(tmp_path: Path) -> None:
         dataset = captions(path, val_fraction=0, **given)
         dataset[0], dataset.texts(0)
 
-    fuzz(change, call, ["path", "c.", "synonyms", "words"], examples=150)
+    fuzz(change, call, ["path", *files, "synonyms", "words"], examples=150)
 
 
 # ---------------------------------------------------------------------------------------------------- prepared indices

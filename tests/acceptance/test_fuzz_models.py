@@ -178,7 +178,7 @@ def test_word_vectors() -> None:
         encoder = TextEncoder(f"vectors:{path}", cache_dir=folder / "cache")
         encoder.encode_words(["dog", "red car"])
 
-    fuzz(change, call, ["v.", "words", "text_encoder"], examples=300)
+    fuzz(change, call, ["v.txt", "v.npz", "v.pt", "words", "text_encoder"], examples=300)
 
 
 def test_word_vectors_that_are_imported() -> None:
@@ -203,7 +203,7 @@ def test_word_vectors_that_are_imported() -> None:
         path = next(path for path in folder.iterdir() if path.stem == "v")
         import_word_vectors(path, folder / "out.npz")
 
-    fuzz(change, call, ["v.", "classes", "words"], examples=200)
+    fuzz(change, call, ["v.pkl", "v.npy", "classes", "words"], examples=200)
 
 
 # ------------------------------------------------------------------------------------------------------------- recipes
@@ -504,7 +504,8 @@ def test_weights_of_others() -> None:
             changed = mutated_arrays(rng, {name: array for name, array in arrays.items() if name in tensors})
             (folder / "w.pdparams").write_bytes(pickle.dumps({**changed, "x": mutated_value(rng, "a")}))
 
-    fuzz(change, lambda folder: read_checkpoint(next(folder.iterdir())), ["checkpoint", "w."], examples=400)
+    names = ["checkpoint", "w.pth", "w.safetensors", "w.pdparams"]
+    fuzz(change, lambda folder: read_checkpoint(next(folder.iterdir())), names, examples=400)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_scores_and_targets_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
             report = Evaluator("gzsl", device="cpu").evaluate_predictions(matrix, other, "scores", vocabulary)
             report.to_text()
 
-    fuzz(change, call, ["s.", "scores", "targets"], examples=400)
+    fuzz(change, call, [*good, "scores", "targets"], examples=400)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,9 @@ def test_reports_and_their_scores(reports: dict[str, bytes]) -> None:
             file: Any = content["scores_file"] | {"sha256": digest_of(folder / "b.npz")}
             (folder / "b.json").write_text(json.dumps({**content, "scores_file": file}))
 
-    fuzz(change, read_both, [".json", ".npz", "reports must"], examples=400)
+    fuzz(
+        change, read_both, [*reports, "reports must", "must be the scores that the report was saved with"], examples=400
+    )
 
 
 def test_published_figures() -> None:

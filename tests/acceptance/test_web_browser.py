@@ -35,10 +35,10 @@ from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 IMAGES = os.environ.get("ZSMLD_SERVE_IMAGES")
 pytestmark = [
-    pytest.mark.skipif(not (CHROMIUM.exists() and DRIVER.exists()), reason="needs Debian's chromium and driver"),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
     pytest.mark.timeout(900),
 ]
 
@@ -48,7 +48,7 @@ class Page:
 
     def __init__(self, address: str, downloads: Path) -> None:
         options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
+        options.binary_location = CHROMIUM
         for argument in (
             "--headless=new",
             "--no-sandbox",
@@ -59,7 +59,7 @@ class Page:
             options.add_argument(argument)
         options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         self.address = address
         self.asked: set[str] = set()
 

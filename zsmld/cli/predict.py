@@ -279,7 +279,7 @@ def _mapping(path: str, option: str, kind: Any) -> dict[str, Any]:
         raise FileNotFoundError(f"{option} must be an existing JSON file, not found: {path}; correct the path")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
         raise ValueError(
             f"{option} must be a JSON file such as {wanted}, {path} is none: {error}; correct it"
         ) from error

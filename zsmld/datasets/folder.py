@@ -255,7 +255,7 @@ def _read_names(path: Path, problems: list[str]) -> dict[str, str]:
                     f"{nameless[:3]}; write a word, or remove them"
                 )
             return {folder: name.replace("_", " ").strip() for folder, name in pairs if [folder, name] not in nameless}
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             problems.append(
                 f"class_names must be JSON {{folder: word}} or {{position: [folder, word]}}, {path} is not: {error}; "
                 f"correct it"

@@ -129,7 +129,7 @@ def read_classes(classes: Sequence[str] | str | Path) -> tuple[str, ...]:
             found = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if isinstance(found, dict):
             found = [found[label] for label in sorted(found, key=int)]
-    except (UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # the last: lists in lists without end
         raise ValueError(f"{path} must hold a list of words, cannot read it: {error}; write one a line") from error
     if isinstance(found, np.ndarray) and found.ndim == 1:  # of two dimensions, one may be 0 and the other anything
         found = found.tolist()

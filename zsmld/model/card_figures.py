@@ -53,7 +53,7 @@ def read_report(report: ReportLike) -> dict[str, Any]:
         where = str(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"report must be JSON, {path} cannot be read: {error}; evaluate again") from error
     keys = ("protocols", "model", "dataset")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in keys):

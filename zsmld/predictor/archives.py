@@ -15,6 +15,8 @@ from zsmld.predictor.sources import IMAGE_SUFFIXES, list_images
 
 _BLOCK = 512  # bytes; a tar file is made of these, and ends with one of zeros
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz)$", re.IGNORECASE)
+# What tarfile raises of headers that make no sense; its own errors are of a few alone.
+_DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, LookupError, EOFError, RecursionError)
 _LARGEST_SPARSE = 2**30  # bytes; a sparse member of a few may claim any number
 
 
@@ -73,11 +75,23 @@ class ArchivedImage:
 
     def _opened(self) -> io.BytesIO:
         if self._content is None:
-            with open(self._place.file, "rb") as file:
+            with _Shard(self._place.file) as file:
                 file.seek(self._place.offset)
                 content = file.read(self._place.size) if self._place.size >= 0 else _through_tarfile(file)
                 self._content = io.BytesIO(content)
         return self._content
+
+
+class _Shard(io.BufferedReader):
+    """A tar file. Asked for more than it has, it takes no memory for that: a header may claim any number of bytes."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(io.FileIO(path))
+        self._end = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._end - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def list_collection(images: str | Path | Iterable[str | Path]) -> Iterator[CollectedImage]:
@@ -145,7 +159,7 @@ def _members(shard: str) -> Iterator[CollectedImage]:
     end = 0
     targets: dict[str, tuple[int, int]] | None = None
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with _Shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
                 end = archive.offset
@@ -157,10 +171,9 @@ def _members(shard: str) -> Iterator[CollectedImage]:
                     targets = _targets(shard) if targets is None else targets  # memory for shards that have links
                     place = targets.get(member.linkname, place)
                 yield CollectedImage(printable(f"{shard}/{member.name.removeprefix('./')}"), shard, *place)
-        with open(shard, "rb") as file:
             file.seek(end)
             whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile takes any rubbish for the end
-    except (tarfile.TarError, OSError):
+    except _DAMAGE:
         whole = False
     if not whole:
         yield CollectedImage(printable(shard), shard)
@@ -175,7 +188,7 @@ def _place(member: tarfile.TarInfo) -> tuple[int, int]:
 def _targets(shard: str) -> dict[str, tuple[int, int]]:
     """Where the members are that a hard link may stand for, up to the damage if there is one."""
     found: dict[str, tuple[int, int]] = {}
-    with suppress(tarfile.TarError, OSError), tarfile.open(shard, "r:") as archive:
+    with suppress(*_DAMAGE), _Shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]
             if member.isreg():
@@ -190,14 +203,14 @@ def _through_tarfile(file: BinaryIO) -> bytes:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             member = archive.next()
-            if member is None or not member.isreg():
-                target = "nothing" if member is None else member.linkname
-                raise OSError(f"it is a link to {target}, which is not in the shard")
-            if member.size > _LARGEST_SPARSE:
-                raise OSError(f"it is sparse and {member.size} bytes long")
-            return cast(IO[bytes], archive.extractfile(member)).read()
-    except tarfile.TarError as error:
+            if member is not None and member.isreg() and member.size <= _LARGEST_SPARSE:
+                return cast(IO[bytes], archive.extractfile(member)).read()
+    except _DAMAGE as error:
         raise OSError(f"its shard is damaged, {error}") from error
+    if member is None or not member.isreg():
+        target = "nothing" if member is None else member.linkname
+        raise OSError(f"it is a link to {target}, which is not in the shard")
+    raise OSError(f"it is sparse and {member.size} bytes long")
 
 
 def printable(path: str | Path) -> str:

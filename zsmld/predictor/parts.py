@@ -87,7 +87,7 @@ class PartsFolder:
                 f"{folder} must be the work folder of a run, {error.filename} is not there; give the folder that "
                 f"`zsmld predict --output` made"
             ) from error
-        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
             raise ValueError(
                 f"{folder} must be the work folder of a run of this version, got {error}; start over with "
                 f"restart=True (--restart)"

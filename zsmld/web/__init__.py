@@ -11,9 +11,12 @@ guard     what may be asked of the server at all
 import logging
 import os
 import re
+import signal
 import socket
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -134,7 +137,7 @@ def serve(
         OSError: if the port is taken, or there is no such address here.
     """
     allowed = _checked_hosts(allowed_hosts)
-    with tempfile.TemporaryDirectory(prefix="zsmld-serve-") as folder:
+    with _deaf_at_the_end() as deafen, tempfile.TemporaryDirectory(prefix="zsmld-serve-") as folder:
         uploads = Path(folder, "uploads")
         uploads.mkdir()
         encoder = None
@@ -147,7 +150,27 @@ def serve(
         with _listen(host, port) as listening:
             app = create_app(scorer, uploads, title, about, typed, pictures, *_names(listening, host, allowed))
             server = _server(app, on_start, f"http://{_shown(host)}:{listening.getsockname()[1]}/")
+            deafen()
             server.run(sockets=[listening])
+
+
+@contextmanager
+def _deaf_at_the_end() -> Iterator[Callable[[], None]]:
+    """From the call of what it gives to the end of the block no signal is heard: a second Ctrl-C would leave files.
+
+    But for uvicorn's own time: it sets its handlers, and at its end puts back those that it found.
+    """
+    former: dict[int, Any] = {}
+
+    def deafen() -> None:
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            former.update({number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)})
+
+    try:
+        yield deafen
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
 
 
 def _server(app: Guard, on_start: Callable[[str], Any] | None, address: str) -> "uvicorn.Server":
