@@ -113,6 +113,7 @@ def load_batches(
     _hold_back(former)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     at_exit = Finalize(None, _end, args=(workers,), exitpriority=0)
+    is_finalizing = sys.is_finalizing  # at the exit of Python this module may be cleared before the iteration ends
     try:
         while True:
             with _waiting():
@@ -132,7 +133,7 @@ def load_batches(
             ) from None
         raise
     finally:
-        if not sys.is_finalizing():
+        if not is_finalizing():
             at_exit.cancel()
 
 
