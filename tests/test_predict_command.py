@@ -130,6 +130,23 @@ def test_killed_at_every_step_of_writing(place: Path, model_folder: Path, one_go
     assert {path.name: path.read_bytes() for path in Path("again").iterdir()} == one_go
 
 
+def test_an_output_is_of_its_run_until_the_next_one_takes_its_place(tmp_path: Path) -> None:
+    """A run that is killed as it writes an output anew goes on as well: the one of before still stands there."""
+    folder = PartsFolder.begin(tmp_path / "p.parts", {}, [])
+    path, temporary = tmp_path / "scores.npy", tmp_path / ".scores.npy.partial"
+    for content in ("first", "of the second try", "of the third try, longer"):
+        temporary.write_text(content)
+        folder.note_output(temporary, path)
+        assert path.exists() == PartsFolder.wrote(folder.folder, path)
+        temporary.replace(path)
+        assert PartsFolder.wrote(folder.folder, path)
+    path.write_text("the user's own")
+    assert not PartsFolder.wrote(folder.folder, path)
+    temporary.write_text("of the fourth try")
+    folder.note_output(temporary, path)
+    assert not PartsFolder.wrote(folder.folder, path)
+
+
 @forks
 def test_killed_at_random_moments(place: Path, predict: Callable[..., int], one_go: dict[str, bytes]) -> None:
     def arguments(folder: str) -> tuple[str, ...]:

@@ -225,16 +225,21 @@ class PartsFolder:
         return [file for file, look in content.items() if os.path.exists(file) and list(_look(file)) != look]
 
     def note_output(self, temporary: Path, path: Path) -> None:
-        """Remember that a file which is about to appear is of this run."""
-        noted = json.loads(_read_or(self.folder / _OUTPUTS, "{}")) | {os.path.abspath(path): _look(temporary)}
+        """Remember that a file which is about to appear is of this run.
+
+        One that is there in its place, and of this run too, is so until then: a process may die in between.
+        """
+        noted = json.loads(_read_or(self.folder / _OUTPUTS, "{}"))
+        there = [_look(path)] if self.wrote(self.folder, path) else []
+        noted[os.path.abspath(path)] = [*there, _look(temporary)]
         with written_whole(self.folder / _OUTPUTS) as file:
             file.write_text(json.dumps(noted), encoding="utf-8")
 
     @staticmethod
     def wrote(folder: Path, path: Path) -> bool:
         """Whether a file is as the run of the folder wrote it before it was interrupted."""
-        noted = json.loads(_read_or(folder / _OUTPUTS, "{}")).get(os.path.abspath(path))
-        return path.is_file() and noted == list(_look(path))
+        noted = json.loads(_read_or(folder / _OUTPUTS, "{}")).get(os.path.abspath(path), [])
+        return path.is_file() and list(_look(path)) in noted
 
     def __len__(self) -> int:
         return self.images.num_rows
