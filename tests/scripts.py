@@ -13,6 +13,8 @@ def load_script(path: Path, name: str | None = None) -> ModuleType:
         path: of the script.
         name: under which dataclasses look it up; default that of the file.
     """
+    if str(path.parent) not in sys.path:  # where a script that is run finds those beside it
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(name or path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
