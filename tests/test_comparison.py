@@ -14,6 +14,7 @@ from zsmld.protocols import Protocol
 from zsmld.report import Report, compare
 from zsmld.report.bootstrap import draw_weights, resampled_average_precision
 from zsmld.report.errors import best_words, confusion_counts
+from zsmld.report.scores_file import _dense
 from zsmld.vocabulary import Vocabulary
 
 WORDS = [f"word {i}" for i in range(12)]
@@ -478,3 +479,32 @@ def test_where_no_word_moved_none_is_listed(pair):
     assert same.moved() == [] and f"No word moved, of {len(same.words)}." in same.to_text()
     assert "No word moved" in same.to_markdown()
     assert "calibrated figures, CF1 and OF1 take no part" in " ".join(same.to_text().split())
+
+
+@pytest.mark.parametrize(
+    ("values", "columns", "starts", "shape", "fill"),
+    [
+        ([1], [2], [0, 1, 1], (2, 2), 0),
+        ([1], [-1], [0, 1, 1], (2, 2), 0),
+        ([1], [0], [0, 1], (2, 2), 0),
+        ([1], [0], [1, 1, 1], (2, 2), 0),
+        ([1], [0], [0, 2**63, 1], (2, 2), 0),
+        ([1], [0], [0, 9, 1], (2, 2), 0),
+        ([1, 1], [0], [0, 1, 1], (2, 2), 0),
+        ([1], [0], [0, 1], (2,), 0),
+        ([257], [0], [0, 1, 1], (2, 2), 0),
+        ([1.0], [0], [0, 1, 1], (2, 2), 0),
+        ([1], [0], [0, 1, 1], (2, 2), 5),
+        ([1], [0], [0, 1, 1], (2, 2), [0, 0]),
+    ],
+)
+def test_targets_of_a_scores_file_that_make_no_sense_are_refused(values, columns, starts, shape, fill):
+    """Each of them, before anything is written where it does not belong."""
+    starts = np.array(starts, np.uint64 if max(starts) > 2**62 else np.int64)
+    with pytest.raises(ValueError, match=r"start|target"):
+        _dense(np.array(values), np.array(columns), starts, np.array(fill), shape)
+
+
+def test_targets_of_a_scores_file_are_those_that_were_written():
+    found = _dense(np.array([1, -1, 1]), np.array([1, 0, 1]), np.array([0, 1, 3]), np.array(0, np.int8), (2, 2))
+    assert found.tolist() == [[0, 1], [-1, 1]] and found.dtype == np.int8

@@ -95,6 +95,11 @@ def _load_onnx(path: Path, device: str, compiled_for: str) -> tuple[Run, torch.d
     names = [given.name for given in session.get_inputs()]
 
     def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if len(names) != len(inputs):
+            raise ValueError(
+                f"exported folder {path.parent} must hold the program that was exported, which takes {len(inputs)} "
+                f"inputs, got one of {len(names)}; export the model again"
+            )
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
         try:
             logits, scores = session.run(["logits", "scores"], arrays)

@@ -110,6 +110,8 @@ def translate_head(head: FoundHead, num_classes: int | None = None, num_heads: i
     Raises:
         ValueError: if a tensor is missing, left over or of another shape; the message names it.
     """
+    if sparse := sorted(name for name, tensor in head.tensors.items() if tensor.layout != torch.strided):
+        raise ValueError(f"the head must have dense tensors, got sparse ones, {sparse[:6]}; store them with to_dense()")
     names = _Names(head)
     build: Callable[..., dict[str, Any]] = _paddle if head.kind == "paddle" else _official
     config = build(names, head.kind, num_classes) | {"num_heads": num_heads}

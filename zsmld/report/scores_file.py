@@ -102,10 +102,8 @@ def read_scores(path: str | Path, sha256: str) -> ScoresFile:
         with read_numpy(path) as arrays:
             kind: Kind = "logits" if "logits" in arrays.files else "scores"
             scores, words, is_seen = arrays[kind], arrays["words"].tolist(), arrays["is_seen"]
-            triple = (arrays["target_values"], arrays["target_columns"], arrays["target_starts"])
-            entries = sparse.csr_array(triple, shape=scores.shape)
-            entries.check_format(full_check=True)  # a column beyond the words would be written beyond the memory
-            targets = entries.toarray() + arrays["target_fill"]
+            stored = (arrays["target_values"], arrays["target_columns"], arrays["target_starts"])
+            targets = _dense(*stored, arrays["target_fill"], scores.shape)
             ids = arrays["ids"].tolist()
         if scores.dtype.kind != "f" or targets.shape != scores.shape or not np.isin(targets, (-1, 0, 1)).all():
             raise ValueError(f"scores are {scores.dtype} {scores.shape}, targets {targets.shape} must be 1, 0 or -1")
@@ -120,6 +118,25 @@ def read_scores(path: str | Path, sha256: str) -> ScoresFile:
             f"report again"
         ) from error
     return ScoresFile(scores, targets.astype(np.int8), ids, vocabulary, kind)
+
+
+def _dense(
+    values: np.ndarray, columns: np.ndarray, starts: np.ndarray, fill: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Targets (M,N) of what stands apart from the fill, row by row. SciPy's own writes beyond the memory for some."""
+    given = (values, columns, starts)
+    if len(shape) != 2 or fill.shape or any(a.ndim != 1 or a.dtype.kind not in "iu" for a in given):
+        raise ValueError(f"scores {shape}, targets in {[(a.dtype.name, a.shape) for a in given]}")
+    counts: np.ndarray = np.diff(starts.astype(np.int64))
+    if len(starts) != shape[0] + 1 or starts[0] != 0 or (counts < 0).any() or (counts > len(columns)).any():
+        raise ValueError(f"{len(starts)} starts of {shape[0]} rows of targets, which do not rise from 0")
+    if not len(columns) == len(values) == counts.sum() or ((columns < 0) | (columns >= shape[1])).any():
+        raise ValueError(f"{len(values)} targets in {len(columns)} columns, not all of them below {shape[1]}")
+    if int(fill) not in (-1, 0, 1) or (np.abs(values.astype(np.int64)) > 2).any():
+        raise ValueError("targets that are not 1, 0 or -1")
+    targets = np.full(shape, fill, np.int8)
+    targets[np.repeat(np.arange(shape[0]), counts), columns] += values.astype(np.int8)
+    return targets
 
 
 def report_path(path: str | Path, scores: bool = True) -> Path:
