@@ -105,7 +105,7 @@ def read_scores(path: str | Path, sha256: str) -> ScoresFile:
             stored = (arrays["target_values"], arrays["target_columns"], arrays["target_starts"])
             targets = _dense(*stored, arrays["target_fill"], scores.shape)
             ids = arrays["ids"].tolist()
-        if scores.dtype.kind != "f" or targets.shape != scores.shape or not np.isin(targets, (-1, 0, 1)).all():
+        if scores.dtype.kind != "f" or not np.isin(targets, (-1, 0, 1)).all():
             raise ValueError(f"scores are {scores.dtype} {scores.shape}, targets {targets.shape} must be 1, 0 or -1")
         vocabulary = Vocabulary(words, seen=[word for word, seen in zip(words, is_seen, strict=True) if seen])
         if not all(isinstance(image_id, str) for image_id in ids):
@@ -117,7 +117,7 @@ def read_scores(path: str | Path, sha256: str) -> ScoresFile:
             f"{path} must be the scores that the report was saved with, it cannot be read as such: {error}; save the "
             f"report again"
         ) from error
-    return ScoresFile(scores, targets.astype(np.int8), ids, vocabulary, kind)
+    return ScoresFile(scores, targets, ids, vocabulary, kind)
 
 
 def _dense(
