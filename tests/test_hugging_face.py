@@ -29,19 +29,23 @@ def make(datasets: Any, cells: list, feature: Any, column: str = "labels") -> An
     return datasets.Dataset.from_dict({"image": pictures(len(cells)), column: cells}, features=features)
 
 
+def list_of(datasets: Any, feature: Any) -> Any:
+    return datasets.List(feature) if hasattr(datasets, "List") else [feature]  # datasets 3 has no List
+
+
 def forms(datasets: Any) -> dict[str, Any]:
     """The same four images in every form that a column of words has."""
     number = {word: i for i, word in enumerate(WORDS)}
     named = datasets.ClassLabel(names=WORDS)
     text = datasets.Value("string")
     return {
-        "list of ClassLabel": make(datasets, [[number[w] for w in row] for row in ROWS], datasets.List(named)),
+        "list of ClassLabel": make(datasets, [[number[w] for w in row] for row in ROWS], list_of(datasets, named)),
         "Sequence of ClassLabel": make(datasets, [[number[w] for w in row] for row in ROWS], datasets.Sequence(named)),
-        "list of texts": make(datasets, ROWS, datasets.List(text), "tags"),
+        "list of texts": make(datasets, ROWS, list_of(datasets, text), "tags"),
         "texts": make(datasets, ["|".join(row) for row in ROWS], text, "keywords"),
         "texts and none": make(datasets, ["dog|red car", "cat", None, "cat|dog"], text),
         "lists and none": make(
-            datasets, [["dog", "red car"], ["cat", "cat"], None, ["cat", "dog"]], datasets.List(text)
+            datasets, [["dog", "red car"], ["cat", "cat"], None, ["cat", "dog"]], list_of(datasets, text)
         ),
     }
 
@@ -188,7 +192,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 def test_training_images_follow_the_rules_of_every_dataset(datasets: Any, tmp_path: Path) -> None:
     partition = tmp_path / "p.json"
     partition.write_text(json.dumps({"seen": ["dog", "red car"], "unseen": ["cat"]}))
-    whole = datasets.DatasetDict({"train": make(datasets, ROWS * 10, datasets.List(datasets.Value("string")))})
+    whole = datasets.DatasetDict({"train": make(datasets, ROWS * 10, list_of(datasets, datasets.Value("string")))})
     train = HuggingFaceDataset(whole, "train", partition=partition)
     assert train.manifest["images"] == {"listed": 40, "without_a_seen_word": 20, "used": 20} and len(train) == 20
     strict = HuggingFaceDataset(whole, "train", partition=partition, exclude_unseen_images=True)
