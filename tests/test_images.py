@@ -291,8 +291,14 @@ def test_transform_is_that_of_the_weights_unless_told() -> None:
     [
         ({"interpolation": "nearest"}, "interpolation must be 'bilinear' or 'bicubic', got 'nearest'"),
         ({"resize": "pad"}, "resize must be 'squash' or 'crop', got 'pad'"),
-        ({"image_size": 0}, "image_size must be positive"),
-        ({"mean": (0.5,)}, "mean and std have 3 values"),
+        ({"image_size": 0}, "image_size must be a positive number of pixels, at most 4096, got 0"),
+        ({"image_size": 49_152_000}, "image_size must be a positive number of pixels, at most 4096, got 49152000"),
+        ({"image_size": 32.0}, "image_size must be a positive number of pixels, at most 4096, got 32.0"),
+        ({"mean": (0.5,)}, "mean must be 3 finite numbers, one per channel, got"),
+        ({"mean": (0.5, [0.5], 0.5)}, "mean must be 3 finite numbers, one per channel, got"),
+        ({"std": (0.5, "0.5", 0.5)}, "std must be 3 finite numbers, one per channel, got"),
+        ({"std": (0.5, float("nan"), 0.5)}, "std must be 3 finite numbers, one per channel, got"),
+        ({"std": (0.5, 0, 0.5)}, "std must hold no 0, which pixels are divided by, got"),
     ],
 )
 def test_wrong_transform(options: dict, message: str) -> None:

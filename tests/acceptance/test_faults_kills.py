@@ -248,8 +248,12 @@ def test_training(training: Work, tmp_path: Path, begin: Callable[[], Path]) -> 
     def check_killed(folder: Path) -> None:
         if (folder / "run" / "checkpoint.pt").exists():
             load_state(folder / "run" / "checkpoint.pt")
-        if (folder / "run" / "model" / "config.json").exists():
-            model_of(folder / "run" / "model")
+        model = folder / "run" / "model"
+        if (model / "model.safetensors").exists():
+            model_of(model)
+        elif (model / "config.json").exists():  # which has its name first
+            with pytest.raises(FileNotFoundError, match=r"must hold model\.safetensors, not found"):
+                model_of(model)
         for path in (folder / "run").rglob("*.json"):
             json.loads(path.read_text(encoding="utf-8"))
         for path in (folder / "run").glob("*.yaml"):

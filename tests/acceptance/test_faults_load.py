@@ -1,11 +1,14 @@
 """Memory stays flat: a large folder through `zsmld predict`, a test set of NUS-WIDE's size through `zsmld evaluate`."""
 
+import ctypes
 import json
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from faults import SOAK, Child, command, keep, watched
 from PIL import Image
@@ -88,39 +91,53 @@ def predictions(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(3600)
 def test_a_large_evaluation(predictions: Path) -> None:
-    """Three times in one process: after the first, which warms up, none takes more than the one before."""
+    """Five times in one process: the first warms up; of the others none keeps more than the one before, or takes more.
+
+    What is kept is compared to the MiB, and what is taken at most to a fifth: from one time to the next the allocator
+    places the same matrices otherwise, and the peak comes and goes by some 50 MiB.
+    """
     files = ("--scores", "scores.npy", "--targets", "targets.npy", "--words-file", "words.txt")
     arguments = ["evaluate", *files, "--partition", "partition.json", "--protocol", "nus_wide_gzsl"]
+    num_times = 5
 
     def work() -> int:
         status = 0
-        for number in range(3):
+        for number in range(num_times):
             status |= main([*arguments, "--output", f"report {number}"])
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)  # what the allocator may keep for the next time is not held
+            held = psutil.Process().memory_info()
             with (predictions / "ends.txt").open("a") as file:
-                print(time.monotonic(), file=file)
+                print(time.monotonic(), (held.rss - held.shared) / 2**20, file=file)
         return status
 
     child = Child(work, predictions)
     samples, status = watched(child, 0.2 if SOAK else 0.02)
     assert status == 0, child.said.read_text()
-    reports = [json.loads((predictions / f"report {number}" / "report.json").read_text()) for number in range(3)]
-    assert reports[0]["protocols"] == reports[1]["protocols"] == reports[2]["protocols"]
+    reports = [json.loads((predictions / f"report {i}" / "report.json").read_text()) for i in range(num_times)]
+    assert all(report["protocols"] == reports[0]["protocols"] for report in reports)
     assert reports[0]["protocols"]["gzsl"]["num_images"] == NUM_SCORED
-    ends = [0.0, *(float(end) - child.started for end in (predictions / "ends.txt").read_text().split())]
-    first, second, third = (
+    lines = [line.split() for line in (predictions / "ends.txt").read_text().splitlines()]
+    ends = [0.0, *(float(end) - child.started for end, _ in lines)]
+    kept = [round(float(held), 1) for _, held in lines]
+    peaks = [
         max(private for seconds, _, private in samples if since <= seconds <= until) for since, until in pairwise(ends)
-    )
+    ]
     matrix = NUM_SCORED * (NUM_SEEN + NUM_UNSEEN) * 4 / 2**20
     figures = {
         "images": NUM_SCORED,
         "words": NUM_SEEN + NUM_UNSEEN,
-        "seconds of all three": round(child.seconds),
+        "times": num_times,
+        "seconds": round(child.seconds),
         "MiB of the scores": round(matrix),
         "MiB at most, with files": round(max(rss for _, rss, _ in samples)),
-        "MiB at most in the first": round(first),
-        "in the second": round(second),
-        "in the third": round(third),
+        "MiB at most in the first": round(peaks[0]),
+        "in a later one": round(max(peaks[1:])),
+        "MiB kept after the first": kept[0],
+        "the second": kept[1],
+        "the last": kept[-1],
+        "of which may come after the second": GROWTH,
     }
     keep("large evaluation", figures, samples=samples)
-    assert third < second + GROWTH, figures
-    assert second < 1.2 * first + GROWTH, figures
+    assert max(kept[2:]) < kept[1] + GROWTH, kept
+    assert max(peaks[1:]) < 1.2 * peaks[0] + GROWTH, peaks

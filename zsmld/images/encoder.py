@@ -23,12 +23,11 @@ from zsmld.images.open_clip_tower import (
     is_folder,
 )
 from zsmld.images.timm_body import check_timm, create_timm, encode_timm, load_timm_checkpoint, positions_of
-from zsmld.images.transform import ImageTransform, Resize
+from zsmld.images.transform import LARGEST_SIDE, ImageTransform, Resize
 from zsmld.images.weights import reachable
 
 # These mix several scales or drop the map before their last layer: there is no (B,S,C) to attend to.
 _NO_MAP = ("pit_", "crossvit_", "coat_")
-_LARGEST_SIDE = 4096  # a checkpoint may ask for any: memory grows with the square
 
 
 class ImageEncoder(nn.Module):
@@ -88,9 +87,9 @@ class ImageEncoder(nn.Module):
         global_token: bool = False,
     ) -> None:
         super().__init__()
-        if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
+        if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
             raise ValueError(
-                f"image_size must be a positive number of pixels, at most {_LARGEST_SIDE}, got {image_size}; leave it "
+                f"image_size must be a positive number of pixels, at most {LARGEST_SIDE}, got {image_size}; leave it "
                 f"out for default"
             )
         self.body: Any  # timm's and open_clip's networks share no type

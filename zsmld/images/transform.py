@@ -1,6 +1,8 @@
 """ImageTransform: PIL image -> normalised tensor, as an image encoder was trained to see it."""
 
+import math
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Resize = Literal["squash", "crop"]
+LARGEST_SIDE = 4096  # a checkpoint may ask for any: memory grows with the square
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class ImageTransform:
     """PIL image -> normalised tensor, as the encoder was trained to see it.
 
     Args:
-        image_size: side in pixels of the square result.
+        image_size: side in pixels of the square result, 1 to 4096.
         mean: per channel, in [0,1].
         std: per channel, in [0,1].
         interpolation: "bilinear" or "bicubic".
@@ -24,7 +27,7 @@ class ImageTransform:
             default; "crop" resizes the short side and crops the centre.
 
     Raises:
-        ValueError: on an unknown option, a size below one, or not three channels.
+        ValueError: on an unknown option, another size, or not three finite numbers, of which none of std is 0.
 
     Example:
         >>> ImageTransform(image_size=32)(Image.new("RGB", (80, 60))).shape
@@ -42,11 +45,16 @@ class ImageTransform:
             raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}; choose one")
         if self.resize not in ("squash", "crop"):
             raise ValueError(f"resize must be 'squash' or 'crop', got {self.resize!r}; choose one")
-        if self.image_size < 1 or len(self.mean) != 3 or len(self.std) != 3:
+        if not isinstance(self.image_size, Integral) or not 1 <= self.image_size <= LARGEST_SIDE:
             raise ValueError(
-                f"image_size must be positive and mean and std have 3 values, got {self.image_size}, {self.mean}, "
-                f"{self.std}; correct them"
+                f"image_size must be a positive number of pixels, at most {LARGEST_SIDE}, got {self.image_size!r}; "
+                f"correct it"
             )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+                raise ValueError(f"{name} must be 3 finite numbers, one per channel, got {values!r}; correct it")
+        if 0 in self.std:
+            raise ValueError(f"std must hold no 0, which pixels are divided by, got {self.std!r}; correct it")
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """RGB image of any size -> (3,H,W) fp32 with H = W = image_size. A tensor is taken as transformed already."""

@@ -34,11 +34,15 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    _num_merged = 0
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys (`<<`), each of which may take in what others have taken in."""
+        """Merge keys (`<<`), each of which may take in what others have taken in, and many the same."""
+        num_own = len(node.value)
         super().flatten_mapping(node)
-        if len(node.value) > _MOST_VALUES:
-            raise yaml.YAMLError(f"it merges more than {_MOST_VALUES:,} keys into one mapping")
+        self._num_merged += len(node.value) - num_own
+        if self._num_merged > _MOST_VALUES:
+            raise yaml.YAMLError(f"it merges more than {_MOST_VALUES:,} keys into its mappings")
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
