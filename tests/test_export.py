@@ -227,6 +227,27 @@ def test_damaged_folders_are_refused(opened, tmp_path):
         load_exported(broken)
 
 
+def test_words_and_pixels_that_are_not_the_programs_are_refused(frozen, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(frozen, broken)
+    words = json.loads((broken / "words.json").read_text())
+    for columns in (["another", *words["columns"]], words["columns"][1:]):
+        (broken / "words.json").write_text(json.dumps(words | {"columns": columns}))
+        model = load_exported(broken)
+        with pytest.raises(
+            ValueError, match=f"words that its model scores, which are {len(words['columns'])}, got {len(columns)}"
+        ):
+            model(torch.zeros(1, 3, 64, 64), model.word_embeddings)
+    (broken / "words.json").write_text(json.dumps(words))
+    config = json.loads((broken / "export.json").read_text())
+    for name, value in (("image_size", 49_152_000), ("mean", [[0.5], 0.5, 0.5])):
+        changed = json.loads(json.dumps(config))
+        changed["image_encoder"]["transform"][name] = value
+        (broken / "export.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"it is damaged: ValueError.*{name} must be "):
+            load_exported(broken)
+
+
 # -------------------------------------------------------------------------------------------------- on the command line
 
 

@@ -323,6 +323,11 @@ def test_wrong_transform(options: dict, message: str) -> None:
             {"image_size": 0, "pretrained": False},
             "image_size must be a positive number of pixels, at most 4096, got 0",
         ),
+        (
+            "timm:somebody/network",
+            {},
+            "got 'somebody/network'; for a repository of the Hub write timm:hf-hub:OWNER/NAME",
+        ),
         ("open_clip:ViT-B-33/openai", {}, "must name a known architecture, got 'ViT-B-33'; see .*ViT-B-32"),
         ("open_clip:ViT-B-32/nothing", {}, "must name weights of ViT-B-32 or a file, got 'nothing'"),
     ],

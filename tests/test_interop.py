@@ -492,6 +492,24 @@ def test_constants_and_the_old_classifier_are_left_out_with_the_reason(small, tm
             r"fit each other, got \['layers.0",
         ),
         (lambda s: s.pop("fc.decoder.duplicate_pooling"), r"checkpoint must hold one ML-Decoder head"),
+        *(
+            (
+                lambda s, name=name, wrong=wrong: s.update({f"fc.decoder.{name}": wrong}),
+                rf"the head must hold decoder\.{name} with {dims} dimensions, none of them 0, got the shape \(",
+            )
+            for name, wrong, dims in (
+                ("embed_standart.weight", torch.zeros(3), 2),
+                ("query_embed.weight", torch.tensor(1.0), 2),
+                ("layers.0.multihead_attn.in_proj_bias", torch.zeros(3, 3), 1),
+                ("query_embed.weight", torch.zeros(0, 3), 2),
+                ("duplicate_pooling", torch.zeros(3), "2 or 3"),
+                ("duplicate_pooling_bias", torch.tensor(1.0), 1),
+            )
+        ),
+        (
+            lambda s: s.update({"fc.decoder.layers.0.multihead_attn.in_proj_bias": torch.zeros(1)}),
+            r"the head must hold three projections in one, got 1 rows",
+        ),
     ],
 )
 def test_a_tensor_too_few_or_too_many_is_named(change, message, small, tmp_path):
@@ -511,6 +529,16 @@ def test_other_wrong_arguments(small, tmp_path):
     (tmp_path / "words.json").write_text(json.dumps({"1": "b", "0": "a", "2": "c", "3": "d"}))
     model, _ = load_weights(path, image_encoder="timm:test_resnet", image_size=64, words=tmp_path / "words.json")
     assert model.vocabulary.words == ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize("arch", ["hf-hub:somebody/network", "local-dir:.", "somebody/network", "=cmd|' /C calc'!A0"])
+def test_a_file_names_no_repository_or_folder(arch, small, tmp_path):
+    path = save(tmp_path, {"arch": arch, "state_dict": small[2]})
+    with pytest.raises(
+        ValueError, match="image_encoder must be named for a checkpoint whose network is none of timm's"
+    ):
+        load_weights(path)
+    assert load_weights(path, image_encoder="timm:test_resnet", image_size=64)
 
 
 def test_classes_of_the_same_name_get_a_number(small, tmp_path):

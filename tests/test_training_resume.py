@@ -597,6 +597,16 @@ def test_a_damaged_checkpoint_says_so(vectors_path: Path, tmp_path: Path) -> Non
             trainer_of(vectors_path, tmp_path).fit(resume=True)
 
 
+def test_a_checkpoint_without_its_selected_weights_says_so(vectors_path: Path, tmp_path: Path) -> None:
+    trainer_of(vectors_path, tmp_path).fit()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["finished"] and state["progress"]["best_weights"]
+    state["progress"]["best_weights"] = {}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"best_weights must be those of the network.*; remove checkpoint\.pt to"):
+        trainer_of(vectors_path, tmp_path).fit(resume=True)
+
+
 def test_an_epoch_without_a_figure_can_still_be_the_best(
     vectors_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,10 @@ def _model(folder: Path, config: dict[str, Any], words: dict[str, Any], device: 
             digest.update(hashlib.file_digest(file, "sha256").digest())
     encoder = ExportedEncoder(transform, config["image_encoder"]["spec"])
     pixels = transform if settings["include_preprocessing"] else None
-    head = ExportedHead(program, config["decoder"], form, digest.digest(), pixels, settings["precision"])
+    num_columns = {"frozen": len(words["columns"]), "classes": config["decoder"]["num_classes"]}.get(form)
+    if num_columns is not None and (not isinstance(num_columns, int) or num_columns < 1):
+        raise ValueError(f"its words must be at least 1, got {num_columns!r}")
+    head = ExportedHead(program, config["decoder"], form, digest.digest(), pixels, settings["precision"], num_columns)
     model = ZeroShotClassifier(cast(Any, encoder), cast(Any, head))  # they have what scoring needs, and no more
     vocabulary = None if config["vocabulary"] is None else Vocabulary.from_dict(config["vocabulary"])
     if form == "frozen":  # a word's embedding is its column
@@ -165,6 +168,7 @@ class ExportedHead(nn.Module):
         digest: of the file, so that two of them are told apart.
         pixels: the transform that the file undoes itself; None where it does not.
         precision: of the file.
+        num_columns: of the file, whose words are fixed; None where they are an input.
     """
 
     num_global_tokens = encoder_dim = 0
@@ -178,6 +182,7 @@ class ExportedHead(nn.Module):
         digest: bytes,
         pixels: ImageTransform | None,
         precision: str,
+        num_columns: int | None,
     ) -> None:
         super().__init__()
         self.num_classes, self.output, self.descriptions = (
@@ -189,7 +194,7 @@ class ExportedHead(nn.Module):
         self.text_dim: int | None = text_dims[form]
         self.digest = nn.Parameter(torch.tensor(list(digest), dtype=torch.uint8), requires_grad=False)
         self._program, self._config, self._form, self._pixels = program, config, form, pixels
-        self._precision = precision
+        self._precision, self._num_columns = precision, num_columns
 
     def config(self) -> dict[str, Any]:
         """What it was exported from."""
@@ -213,11 +218,15 @@ class ExportedHead(nn.Module):
             )
             images = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         images = images.contiguous()
-        if word_embeddings is None:
-            return self._program(images, num_words=self.num_classes or 1)[0]  # (B,N)
-        if self._form == "frozen":
-            columns = word_embeddings[:, 0].long()  # (N,)
-            return self._program(images, num_words=len(columns))[0][:, columns.to(images.device)]  # (B,N)
+        if self._num_columns is not None:
+            logits = self._program(images, num_words=self._num_columns)[0]  # (B,P)
+            if logits.shape[1] != self._num_columns:
+                raise ValueError(
+                    f"exported folder must hold the words that its model scores, which are {logits.shape[1]}, got "
+                    f"{self._num_columns}; export the model again"
+                )
+            return logits if word_embeddings is None else logits[:, word_embeddings[:, 0].long().to(images.device)]
+        assert word_embeddings is not None  # refused above, where words are an input
         if self.descriptions == "mean":
             return self._program(images, word_embeddings)[0]
         if word_embeddings.ndim == 2:

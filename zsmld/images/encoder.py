@@ -162,7 +162,12 @@ class ImageEncoder(nn.Module):
         options["pretrained"] = pretrained and checkpoint_path is None
         try:
             self.body = create_timm(name, options | ({} if image_size is None else {"img_size": image_size}))
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, ValueError) as error:
+            if "no source prefix" in str(error):  # timm takes what has a slash for no name of its own
+                raise ValueError(
+                    f"image_encoder must be one timm knows, got {name!r}; for a repository of the Hub write "
+                    f"timm:hf-hub:OWNER/NAME"
+                ) from error
             known = {"Unknown model": "image_encoder", "Invalid pretrained tag": "image_encoder", "index": "stage"}
             argument = next((argument for text, argument in known.items() if text in str(error)), None)
             if argument is None:

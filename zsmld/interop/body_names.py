@@ -31,7 +31,14 @@ def name_body(tensors: dict[str, Tensor], arch: str | None) -> tuple[str, dict[s
         >>> name_body({}, "resnet50")
         ('timm:resnet50', {})
     """
+    import timm
+
     if arch is not None:
+        if not timm.is_model(arch):  # nor a repository or folder, which a file must not choose
+            raise ValueError(
+                f"image_encoder must be named for a checkpoint whose network is none of timm's, it says {arch!r}; give "
+                f"for instance timm:resnet50"
+            )
         return f"timm:{arch}", {}
     names = list(tensors)
     if any(name.startswith("body.layer4.") for name in names):

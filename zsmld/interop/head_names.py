@@ -137,11 +137,25 @@ class _Names:
                 f"the head must hold {theirs}, as every head of kind {self.kind!r}, it is missing among "
                 f"{sorted(self.left)[:4]}…; the checkpoint is not complete"
             )
+        shape, dims = tuple(self.left[theirs].shape), _dims_of(theirs)
+        if len(shape) not in dims or 0 in shape:
+            raise ValueError(
+                f"the head must hold {theirs} with {' or '.join(map(str, dims))} dimensions, none of them 0, got the "
+                f"shape {shape}; the checkpoint is damaged"
+            )
         self.origin[theirs] = ", ".join(f"decoder.{name}" for name in ours)
         return self.left.pop(theirs).detach().float()
 
     def move(self, theirs: str, ours: str) -> None:
         self.ours[ours] = self.take(theirs, ours)
+
+
+def _dims_of(theirs: str) -> tuple[int, ...]:
+    if theirs.endswith("bias") or ".norm" in theirs:
+        return (1,)
+    if theirs.endswith("duplicate_pooling"):
+        return (2, 3)  # word mode (D,1), class mode (G,D,F)
+    return (2, 4) if theirs in ("input_proj.weight", "group_conv.weight") else (2,)  # convolutions of 1x1
 
 
 def _official(names: _Names, kind: str, _: int | None) -> dict[str, Any]:
@@ -154,6 +168,8 @@ def _official(names: _Names, kind: str, _: int | None) -> dict[str, Any]:
         for part in ("weight", "bias"):
             three = tuple(f"layers.{i}.{name}.{part}" for name in ("query_proj", "key_proj", "value_proj"))
             joint = names.take(f"decoder.layers.{i}.multihead_attn.in_proj_{part}", *three)  # (3D,D) or (3D)
+            if len(joint) < 3:
+                raise ValueError(f"the head must hold three projections in one, got {len(joint)} rows; it is damaged")
             names.ours.update(zip(three, joint.chunk(3), strict=True))
             names.move(f"decoder.layers.{i}.multihead_attn.out_proj.{part}", f"layers.{i}.out_proj.{part}")
             for name in ("norm1", "norm2", "norm3", "linear1", "linear2"):

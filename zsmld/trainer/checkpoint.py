@@ -255,7 +255,9 @@ def restore_state(saved: dict[str, Any], weights: Weights, optimizer: Any, sched
         ValueError: if they are those of another network.
     """
     try:
-        weights.check(saved["progress"]["best_weights"])
+        best = saved["progress"]["best_weights"]
+        if best or saved["progress"]["best_epoch"] or saved["finished"]:  # else no epoch has ended
+            weights.check(best)
         if saved["finished"]:
             return
         weights.restore(saved["weights"], optimizer)

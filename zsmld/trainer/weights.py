@@ -78,7 +78,7 @@ class Weights:
         (self.model.decoder if self.head_only else self.model).load_state_dict(state)
 
     def check(self, state: dict[str, Tensor]) -> None:
-        """Refuse weights that `take` could not end with; none at all are those of a training without an epoch.
+        """Refuse weights that `take` could not end with.
 
         Raises:
             ValueError: if names or shapes are others.
@@ -86,7 +86,7 @@ class Weights:
         own = (self.model.decoder if self.head_only else self.model).state_dict()
         wrong = [name for name in {**own, **state} if name not in own or name not in state]
         wrong = wrong or [name for name in state if state[name].numel() != own[name].numel()]
-        if state and wrong:
+        if wrong:
             raise ValueError(f"best_weights must be those of the network, {wrong[:3]} are not")
 
     def of_trained_part(self, model: ZeroShotClassifier) -> dict[str, Tensor]:
