@@ -33,12 +33,7 @@ def name_body(tensors: dict[str, Tensor], arch: str | None) -> tuple[str, dict[s
     """
     import timm
 
-    if arch is not None:
-        if not timm.is_model(arch):  # nor a repository or folder, which a file must not choose
-            raise ValueError(
-                f"image_encoder must be named for a checkpoint whose network is none of timm's, it says {arch!r}; give "
-                f"for instance timm:resnet50"
-            )
+    if arch is not None and timm.is_model(arch):  # no repository or folder, which a file must not choose
         return f"timm:{arch}", {}
     names = list(tensors)
     if any(name.startswith("body.layer4.") for name in names):
@@ -52,7 +47,8 @@ def name_body(tensors: dict[str, Tensor], arch: str | None) -> tuple[str, dict[s
             return f"timm:resnet{depth}{'d' if 'stem.2.conv.weight' in tensors else ''}", {}
     raise ValueError(
         f"image_encoder must be named for a body that is no TResNet of the official code and no ResNet of PaddleClas, "
-        f"got {len(names)} tensors such as {names[:3]}; give for instance timm:resnet50"
+        f"got {len(names)} tensors such as {names[:3]}"
+        f"{'' if arch is None else f' of {arch!r}, which timm does not know'}; give for instance timm:resnet50"
     )
 
 

@@ -168,7 +168,7 @@ def _official(names: _Names, kind: str, _: int | None) -> dict[str, Any]:
         for part in ("weight", "bias"):
             three = tuple(f"layers.{i}.{name}.{part}" for name in ("query_proj", "key_proj", "value_proj"))
             joint = names.take(f"decoder.layers.{i}.multihead_attn.in_proj_{part}", *three)  # (3D,D) or (3D)
-            if len(joint) < 3:
+            if len(joint) % 3:
                 raise ValueError(f"the head must hold three projections in one, got {len(joint)} rows; it is damaged")
             names.ours.update(zip(three, joint.chunk(3), strict=True))
             names.move(f"decoder.layers.{i}.multihead_attn.out_proj.{part}", f"layers.{i}.out_proj.{part}")
