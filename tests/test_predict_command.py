@@ -147,6 +147,34 @@ def test_an_output_is_of_its_run_until_the_next_one_takes_its_place(tmp_path: Pa
     assert not PartsFolder.wrote(folder.folder, path)
 
 
+def test_what_a_killed_removal_left_is_taken_away(tmp_path: Path) -> None:
+    """Whatever was left of it: nothing but an empty folder, say."""
+    folder = tmp_path / "p.parts"
+    for number, kept in enumerate(([], ["run.lock"], ["manifest.json"], ["run.lock", "manifest.json"])):
+        left = tmp_path / f".p.parts.{number:032x}.removed"
+        left.mkdir()
+        for name in kept:
+            (left / name).touch()
+    for name in (".p.parts.removed", f".p.parts.{0:032x}.mine", f".q.parts.{0:032x}.removed"):
+        (tmp_path / name).mkdir()
+    PartsFolder.remove_leftovers(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(".p.parts.removed", f".p.parts.{0:032x}.mine", f".q.parts.{0:032x}.removed")
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_what_a_killed_beginning_left_is_taken_away(tmp_path: Path) -> None:
+    new, old, unlocked, half = (tmp_path / f".p.parts.{number:032x}" for number in range(4))
+    for path in (new, old, unlocked, half):
+        path.mkdir()
+    (unlocked / "run.lock").touch()
+    (half / "images.arrow").touch()
+    os.utime(old, (0, 0))
+    PartsFolder.remove_leftovers(tmp_path / "p.parts")
+    assert list(tmp_path.iterdir()) == [new]  # which may be about to get its lock
+
+
 @forks
 def test_killed_at_random_moments(place: Path, predict: Callable[..., int], one_go: dict[str, bytes]) -> None:
     def arguments(folder: str) -> tuple[str, ...]:

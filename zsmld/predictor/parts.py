@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -25,6 +26,7 @@ except ImportError:  # not on Windows: there nothing keeps two runs apart but th
 _FORMAT = 2
 _MANIFEST, _IMAGES, _SHARDS, _OUTPUTS = "manifest.json", "images.arrow", "shards.json", "outputs.json"
 _LOCK = "run.lock"
+_SECONDS_UNTIL_LOCKED = 600  # which an empty folder may take, on a slow disk with another clock, until it has its lock
 THEN = "repeat the command, what is scored is kept"  # where a disk was full
 _IMAGE = pa.schema([("path", pa.string()), ("file", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())])
 _PART = re.compile(r"(\d{10,})-(\d{10,})\.arrow")
@@ -162,7 +164,7 @@ class PartsFolder:
     @staticmethod
     def remove(folder: Path) -> None:
         """Take it away; what a process that dies leaves of it is never taken for a run."""
-        leaving = _private(folder)
+        leaving = _private(folder, ".removed")
         if folder.exists():
             folder.rename(leaving)
             shutil.rmtree(leaving, ignore_errors=True)  # a network disk may hold what another process has mapped
@@ -170,15 +172,20 @@ class PartsFolder:
     @staticmethod
     def remove_leftovers(folder: Path) -> None:
         """Take away the private folders of processes that died while they built or removed this one."""
-        name = re.compile(re.escape(f".{folder.name}.") + "[0-9a-f]{32}")
-        beside = folder.parent.iterdir() if fcntl is not None and folder.parent.is_dir() else ()
-        for left in [path for path in beside if name.fullmatch(path.name)]:
-            with suppress(OSError):
-                if any(path.name != _LOCK for path in left.iterdir()) and not (left / _LOCK).exists():
-                    shutil.rmtree(left, ignore_errors=True)  # half removed
-                with (left / _LOCK).open("r+b") as file:
-                    if _lock(file):
-                        shutil.rmtree(left, ignore_errors=True)
+        name = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{32}(\.removed)?")
+        beside = list(folder.parent.iterdir()) if folder.parent.is_dir() else []
+        for left, found in [(path, match) for path in beside if (match := name.fullmatch(path.name))]:
+            if found[1]:
+                shutil.rmtree(left, ignore_errors=True)
+            elif fcntl is not None:
+                with suppress(OSError):
+                    if not any(left.iterdir()) and time.time() - left.stat().st_mtime > _SECONDS_UNTIL_LOCKED:
+                        left.rmdir()
+                    if any(path.name != _LOCK for path in left.iterdir()) and not (left / _LOCK).exists():
+                        shutil.rmtree(left, ignore_errors=True)  # half removed
+                    with (left / _LOCK).open("r+b") as file:
+                        if _lock(file):
+                            shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
     def at_work(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
@@ -348,8 +355,8 @@ def _lock(file: BinaryIO, shared: bool = False) -> bool:
     return True
 
 
-def _private(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+def _private(folder: Path, then: str = "") -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{then}")
 
 
 def _is_free(folder: Path) -> bool:
