@@ -1,6 +1,7 @@
 """Memory stays flat: a large folder through `zsmld predict`, a test set of NUS-WIDE's size through `zsmld evaluate`."""
 
 import ctypes
+import gc
 import json
 import sys
 import time
@@ -104,6 +105,7 @@ def test_a_large_evaluation(predictions: Path) -> None:
         status = 0
         for number in range(num_times):
             status |= main([*arguments, "--output", f"report {number}"])
+            gc.collect()
             if sys.platform == "linux":
                 ctypes.CDLL(None).malloc_trim(0)  # what the allocator may keep for the next time is not held
             held = psutil.Process().memory_info()
