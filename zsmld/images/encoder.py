@@ -23,7 +23,7 @@ from zsmld.images.open_clip_tower import (
     is_folder,
 )
 from zsmld.images.timm_body import check_timm, create_timm, encode_timm, load_timm_checkpoint, positions_of
-from zsmld.images.transform import LARGEST_SIDE, ImageTransform, Resize
+from zsmld.images.transform import ImageTransform, Resize, check_image_size
 from zsmld.images.weights import reachable
 
 # These mix several scales or drop the map before their last layer: there is no (B,S,C) to attend to.
@@ -87,11 +87,8 @@ class ImageEncoder(nn.Module):
         global_token: bool = False,
     ) -> None:
         super().__init__()
-        if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
-            raise ValueError(
-                f"image_size must be a positive number of pixels, at most {LARGEST_SIDE}, got {image_size}; leave it "
-                f"out for default"
-            )
+        if image_size is not None:
+            check_image_size(image_size)  # before a network is built for it
         self.body: Any  # timm's and open_clip's networks share no type
         kind, _, name = spec.partition(":")
         if kind not in ("timm", "open_clip") or not name:

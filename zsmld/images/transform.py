@@ -11,7 +11,19 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Resize = Literal["squash", "crop"]
-LARGEST_SIDE = 4096  # a checkpoint may ask for any: memory grows with the square
+_LARGEST_SIDE = 4096  # a checkpoint may ask for any: memory grows with the square
+
+
+def check_image_size(image_size: int) -> None:
+    """Whether images may have this side.
+
+    Raises:
+        ValueError: unless it is 1 to 4096.
+    """
+    if not isinstance(image_size, Integral) or not 1 <= image_size <= _LARGEST_SIDE:
+        raise ValueError(
+            f"image_size must be a positive number of pixels, at most {_LARGEST_SIDE}, got {image_size!r}; correct it"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,11 +57,7 @@ class ImageTransform:
             raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}; choose one")
         if self.resize not in ("squash", "crop"):
             raise ValueError(f"resize must be 'squash' or 'crop', got {self.resize!r}; choose one")
-        if not isinstance(self.image_size, Integral) or not 1 <= self.image_size <= LARGEST_SIDE:
-            raise ValueError(
-                f"image_size must be a positive number of pixels, at most {LARGEST_SIDE}, got {self.image_size!r}; "
-                f"correct it"
-            )
+        check_image_size(self.image_size)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
                 raise ValueError(f"{name} must be 3 finite numbers, one per channel, got {values!r}; correct it")

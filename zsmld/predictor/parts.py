@@ -173,19 +173,14 @@ class PartsFolder:
     def remove_leftovers(folder: Path) -> None:
         """Take away the private folders of processes that died while they built or removed this one."""
         name = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{32}(\.removed)?")
-        beside = list(folder.parent.iterdir()) if folder.parent.is_dir() else []
-        for left, found in [(path, match) for path in beside if (match := name.fullmatch(path.name))]:
+        for left in list(folder.parent.iterdir()) if folder.parent.is_dir() else []:
+            if (found := name.fullmatch(left.name)) is None:
+                continue
             if found[1]:
                 shutil.rmtree(left, ignore_errors=True)
             elif fcntl is not None:
-                with suppress(OSError):
-                    if not any(left.iterdir()) and time.time() - left.stat().st_mtime > _SECONDS_UNTIL_LOCKED:
-                        left.rmdir()
-                    if any(path.name != _LOCK for path in left.iterdir()) and not (left / _LOCK).exists():
-                        shutil.rmtree(left, ignore_errors=True)  # half removed
-                    with (left / _LOCK).open("r+b") as file:
-                        if _lock(file):
-                            shutil.rmtree(left, ignore_errors=True)
+                with suppress(OSError):  # another process may be at the same
+                    _remove_beginning(left)
 
     @contextmanager
     def at_work(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
@@ -357,6 +352,19 @@ def _lock(file: BinaryIO, shared: bool = False) -> bool:
 
 def _private(folder: Path, then: str = "") -> Path:
     return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{then}")
+
+
+def _remove_beginning(folder: Path) -> None:
+    """Take away a private folder, unless the process that builds it is alive."""
+    if not any(folder.iterdir()):
+        if time.time() - folder.stat().st_mtime > _SECONDS_UNTIL_LOCKED:
+            folder.rmdir()
+    elif not (folder / _LOCK).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # half removed
+    else:
+        with (folder / _LOCK).open("r+b") as file:
+            if _lock(file):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_free(folder: Path) -> bool:
