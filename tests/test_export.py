@@ -238,6 +238,12 @@ def test_words_and_pixels_that_are_not_the_programs_are_refused(frozen, tmp_path
             ValueError, match=f"words that its model scores, which are {len(words['columns'])}, got {len(columns)}"
         ):
             model(torch.zeros(1, 3, 64, 64), model.word_embeddings)
+    for own in (["x", *words["words"]], words["words"][1:], words["words"][::-1]):
+        (broken / "words.json").write_text(json.dumps(words | {"words": own}))
+        with pytest.raises(
+            ValueError, match=f"must have in words.json the words it was exported with, .* got {len(own)}"
+        ):
+            load_exported(broken)
     (broken / "words.json").write_text(json.dumps(words))
     config = json.loads((broken / "export.json").read_text())
     for name, value in (("image_size", 49_152_000), ("mean", [[0.5], 0.5, 0.5])):
@@ -330,6 +336,21 @@ def test_the_script_needs_no_torch(form, model, images, tmp_path, request):
         found = [entry.rsplit(" ", 1) for entry in line[1:]]
         np.testing.assert_allclose([float(score) for _, score in found], ours.scores, atol=1.01e-4)
         assert {word for word, _ in found} == set(ours.words)
+
+
+@pytest.mark.parametrize("form", ["opened", "frozen"])
+def test_the_script_refuses_words_that_are_not_the_models(form, tmp_path, request):
+    folder = tmp_path / "exported"
+    shutil.copytree(request.getfixturevalue(form), folder)
+    words = json.loads((folder / "words.json").read_text())
+    (folder / "words.json").write_text(json.dumps(words | {"words": ["x", *words["words"]]}))
+    arguments = [sys.executable, str(folder / "score.py"), *_photo(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    number = len(words["words"])
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"words.json must hold the {number} words of the model, got {number + 1}; export again\n"
+    with pytest.raises(ValueError, match=r"must have in words\.json the words it was exported with"):
+        load_exported(folder)
 
 
 # ---------------------------------------------------------------------------------------------- finished work is kept

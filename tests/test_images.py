@@ -294,6 +294,10 @@ def test_transform_is_that_of_the_weights_unless_told() -> None:
         ({"image_size": 0}, "image_size must be a positive number of pixels, at most 4096, got 0"),
         ({"image_size": 49_152_000}, "image_size must be a positive number of pixels, at most 4096, got 49152000"),
         ({"image_size": 32.0}, "image_size must be a positive number of pixels, at most 4096, got 32.0"),
+        ({"image_size": True}, "image_size must be a positive number of pixels, at most 4096, got True"),
+        ({"mean": 0.5}, "mean must be 3 finite numbers, one per channel, got 0.5"),
+        ({"mean": (10**400, 0.5, 0.5)}, "mean must be 3 finite numbers, one per channel, got"),
+        ({"std": (0.5, 1e-60, 0.5)}, "std must hold no 0, which pixels are divided by, got"),
         ({"mean": (0.5,)}, "mean must be 3 finite numbers, one per channel, got"),
         ({"mean": (0.5, [0.5], 0.5)}, "mean must be 3 finite numbers, one per channel, got"),
         ({"std": (0.5, "0.5", 0.5)}, "std must be 3 finite numbers, one per channel, got"),
@@ -317,6 +321,16 @@ def test_wrong_transform(options: dict, message: str) -> None:
             "timm:resnet18",
             {"stage": 9, "pretrained": False},
             "stage must be one timm knows, got 'resnet18' with stage=9",
+        ),
+        (
+            "timm:test_vit",
+            {"stage": 99, "pretrained": False},
+            "stage must be one timm knows, got 'test_vit' with stage=99: feature index 99 is out of range",
+        ),
+        (
+            "timm:test_vit",
+            {"image_size": 5, "pretrained": False},
+            "image_size must be one that 'timm:test_vit' takes, got 5: ",
         ),
         (
             "timm:resnet18",

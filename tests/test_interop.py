@@ -509,9 +509,21 @@ def test_constants_and_the_old_classifier_are_left_out_with_the_reason(small, tm
         *(
             (
                 lambda s, rows=rows: s.update({"fc.decoder.layers.0.multihead_attn.in_proj_bias": torch.zeros(rows)}),
-                rf"the head must hold three projections in one, got {rows} rows",
+                rf"must hold decoder\.layers\.0\.multihead_attn\.in_proj_bias with a multiple of 3 rows, got {rows}; ",
             )
             for rows in (1, 4)
+        ),
+        *(
+            (
+                lambda s, change=change: s.update(
+                    {name: change(s[name]) for name in ("fc.decoder.query_embed.weight",)}
+                ),
+                rf"the head must have {kind} ones, \['decoder\.query_embed\.weight'\]",
+            )
+            for change, kind in (
+                (torch.Tensor.to_sparse, "dense tensors, got sparse"),
+                (lambda t: t.to(torch.complex64), "real tensors, got complex"),
+            )
         ),
     ],
 )

@@ -128,7 +128,12 @@ def test_merge_keys_do_not_multiply() -> None:
     many = ["all: &all {" + ", ".join(f"k{n}: 1" for n in range(3000)) + "}"]
     with pytest.raises(yaml.YAMLError, match="it merges more than 100,000 keys into its mappings"):
         read_yaml("\n".join(many + [f"m{n}: {{<<: *all}}" for n in range(3000)]))  # 9 million in 90 KB
+    listed = many[0] + f"\nb: {{<<: [{', '.join(['*all'] * 12_000)}]}}"  # 36 million of one list
+    with pytest.raises(yaml.YAMLError, match="it merges more than 1"):
+        read_yaml(listed)
     assert read_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}")["b"] == {"x": 1, "y": 2}
+    long = "all: &all {" + ", ".join(f"key{n}: 1" for n in range(20_000)) + "}\n"  # of one as long as it is
+    assert len(read_yaml(long + "\n".join(f"m{n}: {{<<: *all}}" for n in range(6)))["m5"]) == 20_000
 
 
 def test_many_words_in_a_recipe_are_no_bomb() -> None:

@@ -597,6 +597,27 @@ def test_a_damaged_checkpoint_says_so(vectors_path: Path, tmp_path: Path) -> Non
             trainer_of(vectors_path, tmp_path).fit(resume=True)
 
 
+def test_a_checkpoint_with_another_schedule_says_so(vectors_path: Path, tmp_path: Path) -> None:
+    stop_by_signal(vectors_path, tmp_path, 5, schedule="one_cycle")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    schedule = state["scheduler"]
+    for change in (
+        {"_schedule_phases": [{"start_lr": "initial_lr"}]},
+        {"total_steps": schedule["total_steps"] + 1},
+        {"last_epoch": -1},
+        {"last_epoch": state["progress"]["step"] + 1},
+        {"_last_lr": []},
+        {"another": 1},
+    ):
+        torch.save(state | {"scheduler": schedule | change}, tmp_path / "checkpoint.pt")
+        with pytest.raises(
+            ValueError, match=r"does not fit: ValueError: the schedule has .*; remove checkpoint\.pt to"
+        ):
+            trainer_of(vectors_path, tmp_path, schedule="one_cycle").fit(resume=True)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    trainer_of(vectors_path, tmp_path, schedule="one_cycle").fit(resume=True)
+
+
 def test_a_checkpoint_without_its_selected_weights_says_so(vectors_path: Path, tmp_path: Path) -> None:
     trainer_of(vectors_path, tmp_path).fit()
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

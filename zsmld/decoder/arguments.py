@@ -1,5 +1,6 @@
 """Which arguments of an `MLDecoder` fit together, and which of them a checkpoint stores."""
 
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 Output = Literal["shared", "cosine", "sum"]
@@ -15,9 +16,13 @@ _OFF = {
     "prompts": False,
     "unit_positions": False,
 }
-
-
 _ANY_MODE = ("num_global_tokens", "unit_positions")  # options that class mode has too
+# Beyond any head there is: what a file asks for must not overflow, or build layers without end.
+_MOST = {
+    **dict.fromkeys(("encoder_dim", "text_dim", "decoder_dim", "feedforward_dim", "num_heads"), 2**20),
+    **dict.fromkeys(("num_classes", "num_groups", "num_seen_words"), 10**8),
+    "num_layers": 1000,
+}
 
 
 def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +36,14 @@ def check_arguments(given: dict[str, Any]) -> None:
     Raises:
         ValueError: for the first that does not fit.
     """
+    for name, most in _MOST.items():
+        value = given[name]
+        least = 1 if name.endswith("_dim") else 0  # what is said of a number of 0 is said below
+        if value is None and name in ("text_dim", "num_classes", "num_groups"):
+            continue
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or not least <= value <= most:
+            raise ValueError(f"{name} must be a positive whole number, at most {most:,}, got {value!r}; correct it")
     text_dim, num_classes, output = given["text_dim"], given["num_classes"], given["output"]
     num_groups, learnable_queries = given["num_groups"], given["learnable_queries"]
     decoder_dim, num_heads, num_layers = given["decoder_dim"], given["num_heads"], given["num_layers"]

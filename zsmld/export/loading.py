@@ -94,12 +94,15 @@ def _model(folder: Path, config: dict[str, Any], words: dict[str, Any], device: 
             digest.update(hashlib.file_digest(file, "sha256").digest())
     encoder = ExportedEncoder(transform, config["image_encoder"]["spec"])
     pixels = transform if settings["include_preprocessing"] else None
-    num_columns = {"frozen": len(words["columns"]), "classes": config["decoder"]["num_classes"]}.get(form)
+    num_columns = config["decoder"]["num_classes"] if form == "classes" else None
+    if form == "frozen":
+        num_columns = len(words["columns"])
     if num_columns is not None and (not isinstance(num_columns, int) or num_columns < 1):
-        raise ValueError(f"its words must be at least 1, got {num_columns!r}")
+        raise ValueError(f"its number of words must be a whole one of at least 1, got {num_columns!r}")
     head = ExportedHead(program, config["decoder"], form, digest.digest(), pixels, settings["precision"], num_columns)
     model = ZeroShotClassifier(cast(Any, encoder), cast(Any, head))  # they have what scoring needs, and no more
     vocabulary = None if config["vocabulary"] is None else Vocabulary.from_dict(config["vocabulary"])
+    _check_own_words(folder, config, words["words"], vocabulary)
     if form == "frozen":  # a word's embedding is its column
         columns = check_words(words["columns"])
         vocabulary = _columns_as(vocabulary, columns)
@@ -111,6 +114,21 @@ def _model(folder: Path, config: dict[str, Any], words: dict[str, Any], device: 
     elif vocabulary is not None:
         model.remember_words(vocabulary, _word_embeddings(folder / "word_embeddings.npy"))
     return model
+
+
+def _check_own_words(folder: Path, config: dict[str, Any], words: list[str], known: Vocabulary | None) -> None:
+    """Whether words.json, which score.py reads, has still the words that the model was exported with."""
+    if config["form"] == "frozen":
+        own = list(config["prediction"]["words"])
+    elif known is not None:
+        own = list(known.words)
+    else:  # class queries without a vocabulary are called as words.json has it
+        own = words if config["form"] == "classes" and len(words) == config["decoder"]["num_classes"] else []
+    if words != own:
+        raise ValueError(
+            f"exported folder {folder} must have in words.json the words it was exported with, which are {len(own)}, "
+            f"got {len(words)}, other ones or in another order; export the model again"
+        )
 
 
 def _word_embeddings(path: Path) -> Tensor:

@@ -23,10 +23,11 @@ for path in sys.argv[1:]:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")
-    image = image.resize(size, method) if how["resize"] == "squash" else ImageOps.fit(image, size, method)
-    pixels = np.asarray(image)
+    pixels = np.asarray(image.resize(size, method) if how["resize"] == "squash" else ImageOps.fit(image, size, method))
     if not how["inside_model"]:
         pixels = (pixels / np.float32(255) - np.float32(how["mean"])) / np.float32(how["std"])
     scores = session.run(["scores"], {"images": pixels.transpose(2, 0, 1)[None], **inputs})[0][0]
+    if len(scores) != len(words["words"]):
+        sys.exit(f"words.json must hold the {len(scores)} words of the model, got {len(words['words'])}; export again")
     print(path, *(f"{words['words'][label]} {scores[label]:.4f}" for label in np.argsort(-scores)[:10]), sep="\\t")
 '''

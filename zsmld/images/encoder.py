@@ -159,7 +159,7 @@ class ImageEncoder(nn.Module):
         options["pretrained"] = pretrained and checkpoint_path is None
         try:
             self.body = create_timm(name, options | ({} if image_size is None else {"img_size": image_size}))
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (RuntimeError, IndexError, ValueError, AssertionError) as error:
             if "no source prefix" in str(error):  # timm takes what has a slash for no name of its own
                 raise ValueError(
                     f"image_encoder must be one timm knows, got {name!r}; for a repository of the Hub write "
@@ -169,10 +169,14 @@ class ImageEncoder(nn.Module):
             argument = next((argument for text, argument in known.items() if text in str(error)), None)
             if argument is None:
                 raise
-            came = f"{name!r} with stage={self.stage}" if argument == "stage" else repr(name)
+            if argument == "stage":
+                raise ValueError(
+                    f"stage must be one timm knows, got {name!r} with stage={self.stage}: {error}"
+                ) from error
             similar = difflib.get_close_matches(name, timm.list_models(pretrained=True) + timm.list_models(), 3)
             raise ValueError(
-                f"{argument} must be one timm knows, got {came}; similar names: {similar or 'see timm.list_models()'}"
+                f"image_encoder must be one timm knows, got {name!r}; similar names: "
+                f"{similar or 'see timm.list_models()'}"
             ) from error
         if from_folder:  # what a checkpoint stores must mean something where this folder is not
             self.spec = f"timm:{self.body.pretrained_cfg['architecture']}"
@@ -200,7 +204,12 @@ class ImageEncoder(nn.Module):
         """One blank image through the network: learns C and the grid, and refuses a model that gives no map."""
         training, size = self.training, self.transform.image_size
         self.eval()
-        embeddings, whole = self._encode(torch.zeros(1, 3, size, size))
+        try:
+            embeddings, whole = self._encode(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError) as error:  # networks' ways to say that a size does not fit
+            raise ValueError(
+                f"image_size must be one that {self.spec!r} takes, got {size}: {error}; leave it out for its own"
+            ) from error
         self.train(training)
         if whole is not None and whole.shape != (1, embeddings.shape[-1]):
             raise ValueError(

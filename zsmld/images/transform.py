@@ -1,9 +1,9 @@
 """ImageTransform: PIL image -> normalised tensor, as an image encoder was trained to see it."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Resize = Literal["squash", "crop"]
+_LARGEST_FP32 = float(np.finfo(np.float32).max)
 _LARGEST_SIDE = 4096  # a checkpoint may ask for any: memory grows with the square
 
 
@@ -20,10 +21,14 @@ def check_image_size(image_size: int) -> None:
     Raises:
         ValueError: unless it is 1 to 4096.
     """
-    if not isinstance(image_size, Integral) or not 1 <= image_size <= _LARGEST_SIDE:
+    if not isinstance(image_size, Integral) or isinstance(image_size, bool) or not 1 <= image_size <= _LARGEST_SIDE:
         raise ValueError(
             f"image_size must be a positive number of pixels, at most {_LARGEST_SIDE}, got {image_size!r}; correct it"
         )
+
+
+def _is_fp32(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and cast(float, abs(value)) <= _LARGEST_FP32
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ class ImageTransform:
             raise ValueError(f"resize must be 'squash' or 'crop', got {self.resize!r}; choose one")
         check_image_size(self.image_size)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+            if not isinstance(values, Sequence) or len(values) != 3 or not all(map(_is_fp32, values)):
                 raise ValueError(f"{name} must be 3 finite numbers, one per channel, got {values!r}; correct it")
-        if 0 in self.std:
+        if 0 in np.asarray(self.std, np.float32):
             raise ValueError(f"std must hold no 0, which pixels are divided by, got {self.std!r}; correct it")
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:

@@ -112,6 +112,8 @@ def translate_head(head: FoundHead, num_classes: int | None = None, num_heads: i
     """
     if sparse := sorted(name for name, tensor in head.tensors.items() if tensor.layout != torch.strided):
         raise ValueError(f"the head must have dense tensors, got sparse ones, {sparse[:6]}; store them with to_dense()")
+    if found := sorted(name for name, tensor in head.tensors.items() if tensor.is_complex()):
+        raise ValueError(f"the head must have real tensors, got complex ones, {found[:6]}; the checkpoint is damaged")
     names = _Names(head)
     build: Callable[..., dict[str, Any]] = _paddle if head.kind == "paddle" else _official
     config = build(names, head.kind, num_classes) | {"num_heads": num_heads}
@@ -169,7 +171,10 @@ def _official(names: _Names, kind: str, _: int | None) -> dict[str, Any]:
             three = tuple(f"layers.{i}.{name}.{part}" for name in ("query_proj", "key_proj", "value_proj"))
             joint = names.take(f"decoder.layers.{i}.multihead_attn.in_proj_{part}", *three)  # (3D,D) or (3D)
             if len(joint) % 3:
-                raise ValueError(f"the head must hold three projections in one, got {len(joint)} rows; it is damaged")
+                raise ValueError(
+                    f"the head must hold decoder.layers.{i}.multihead_attn.in_proj_{part} with a multiple of 3 rows, "
+                    f"got {len(joint)}; the checkpoint is damaged"
+                )
             names.ours.update(zip(three, joint.chunk(3), strict=True))
             names.move(f"decoder.layers.{i}.multihead_attn.out_proj.{part}", f"layers.{i}.out_proj.{part}")
             for name in ("norm1", "norm2", "norm3", "linear1", "linear2"):

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, get_args
 
 import yaml
@@ -23,7 +23,9 @@ _NOT_IN_RECIPE = {
 }
 
 
-_MOST_VALUES = 100_000  # or as many as the text has characters: what is more was repeated by anchors
+def _most_values(text: str) -> int:
+    """What is more was repeated by anchors."""
+    return max(100_000, len(text))
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -34,15 +36,25 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    _num_merged = 0
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._num_merged, self._most_merged = 0, _most_values(text)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge keys (`<<`), each of which may take in what others have taken in, and many the same."""
-        num_own = len(node.value)
+        for merged in _merged_into(node):
+            self.flatten_mapping(merged)
+            self._num_merged += len(merged.value)
+            if self._num_merged > self._most_merged:  # before they are
+                raise yaml.YAMLError(f"it merges more than {self._most_merged:,} keys into its mappings")
         super().flatten_mapping(node)
-        self._num_merged += len(node.value) - num_own
-        if self._num_merged > _MOST_VALUES:
-            raise yaml.YAMLError(f"it merges more than {_MOST_VALUES:,} keys into its mappings")
+
+
+def _merged_into(node: yaml.MappingNode) -> Iterator[yaml.MappingNode]:
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            several = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            yield from (one for one in several if isinstance(one, yaml.MappingNode))
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
@@ -64,7 +76,7 @@ def read_yaml(text: str) -> Any:
         num_values = _count_values(found, {})
     except (ValueError, RecursionError) as error:  # the 45th of a month, a number of 5,000 digits, lists without end
         raise yaml.YAMLError(str(error)) from error
-    if num_values > (most := max(_MOST_VALUES, len(text))):
+    if num_values > (most := _most_values(text)):
         raise yaml.YAMLError(f"it holds more than {most:,} values, most by its anchors")
     return found
 

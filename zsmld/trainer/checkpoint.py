@@ -248,6 +248,16 @@ def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def _check_schedule(saved: dict[str, Any], own: dict[str, Any], step: int) -> None:
+    """Torch's schedules take whatever they are given: all but where they are follows from the settings."""
+    moves = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step"}
+    fits = own.keys() == saved.keys() and all(
+        type(saved[name]) is type(value) if name in moves else saved[name] == value for name, value in own.items()
+    )
+    if not fits or not 0 <= saved["last_epoch"] <= step or len(saved["_last_lr"]) != len(own["_last_lr"]):
+        raise ValueError(f"the schedule has {saved}")
+
+
 def restore_state(saved: dict[str, Any], weights: Weights, optimizer: Any, scheduler: Any, accelerator: Any) -> None:
     """Weights, schedule, loss scale and this process's generators as they were, where as many processes go on.
 
@@ -261,9 +271,7 @@ def restore_state(saved: dict[str, Any], weights: Weights, optimizer: Any, sched
         if saved["finished"]:
             return
         weights.restore(saved["weights"], optimizer)
-        own, its = ({k: type(v) for k, v in state.items()} for state in (scheduler.state_dict(), saved["scheduler"]))
-        if own != its:  # it takes whatever it is given
-            raise ValueError(f"the schedule has {its}")
+        _check_schedule(saved["scheduler"], scheduler.state_dict(), saved["progress"]["step"])
         scheduler.load_state_dict(saved["scheduler"])
         if accelerator.scaler is not None and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
