@@ -597,7 +597,7 @@ def test_a_damaged_checkpoint_says_so(vectors_path: Path, tmp_path: Path) -> Non
             trainer_of(vectors_path, tmp_path).fit(resume=True)
 
 
-def test_a_checkpoint_with_another_schedule_says_so(vectors_path: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_schedule_or_optimizer_says_so(vectors_path: Path, tmp_path: Path) -> None:
     stop_by_signal(vectors_path, tmp_path, 5, schedule="one_cycle")
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     schedule = state["scheduler"]
@@ -613,6 +613,12 @@ def test_a_checkpoint_with_another_schedule_says_so(vectors_path: Path, tmp_path
         with pytest.raises(
             ValueError, match=r"does not fit: ValueError: the schedule has .*; remove checkpoint\.pt to"
         ):
+            trainer_of(vectors_path, tmp_path, schedule="one_cycle").fit(resume=True)
+    (group, *others) = state["weights"]["optimizer"]["param_groups"]
+    for change in ({"betas": (0.9,)}, {"lr": None}):
+        optimizer = state["weights"]["optimizer"] | {"param_groups": [group | change, *others]}
+        torch.save(state | {"weights": state["weights"] | {"optimizer": optimizer}}, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=rf"the optimiser has no \['{next(iter(change))}'\], or of another kind"):
             trainer_of(vectors_path, tmp_path, schedule="one_cycle").fit(resume=True)
     torch.save(state, tmp_path / "checkpoint.pt")
     trainer_of(vectors_path, tmp_path, schedule="one_cycle").fit(resume=True)

@@ -117,7 +117,15 @@ class Weights:
             number: {n: value if n == "step" else _like(value, parameters[number]) for n, value in entry.items()}
             for number, entry in state["optimizer"]["state"].items()
         }
+        for its, own in zip(state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+            wrong = [name for name, value in own.items() if _kind(its.get(name)) != _kind(value)]
+            if wrong:  # it takes whatever it is given
+                raise ValueError(f"the optimiser has no {wrong}, or of another kind")
         optimizer.load_state_dict(state["optimizer"] | {"state": moments})
+
+
+def _kind(value: Any) -> Any:
+    return tuple(map(type, value)) if isinstance(value, tuple) else type(value)
 
 
 def _is_share(tensor: Any) -> bool:
