@@ -286,6 +286,17 @@ def test_transform_is_that_of_the_weights_unless_told() -> None:
     assert ImageTransform(**told.to_dict() | {"mean": told.mean, "std": told.std}) == told
 
 
+def test_a_transform_takes_arrays() -> None:
+    picture = Image.new("RGB", (40, 30), "red")
+    ours, expected = (ImageTransform(8, kind((0.5, 0.4, 0.3)), kind((1, 0.5, 0.2))) for kind in (np.array, tuple))
+    torch.testing.assert_close(ours(picture), expected(picture), check_dtype=False)
+
+
+def test_what_fails_at_the_own_size_is_not_blamed_on_the_size() -> None:
+    with pytest.raises(RuntimeError, match="expected input"):
+        ImageEncoder("timm:test_resnet", pretrained=False, model_kwargs={"in_chans": 1})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

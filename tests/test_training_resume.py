@@ -618,10 +618,19 @@ def test_a_checkpoint_with_another_schedule_or_optimizer_says_so(vectors_path: P
     for change in ({"betas": (0.9,)}, {"lr": None}):
         optimizer = state["weights"]["optimizer"] | {"param_groups": [group | change, *others]}
         torch.save(state | {"weights": state["weights"] | {"optimizer": optimizer}}, tmp_path / "checkpoint.pt")
-        with pytest.raises(ValueError, match=rf"the optimiser has no \['{next(iter(change))}'\], or of another kind"):
+        with pytest.raises(ValueError, match=rf"the optimiser has \['{next(iter(change))}'\] of another kind"):
             trainer_of(vectors_path, tmp_path, schedule="one_cycle").fit(resume=True)
+    del group["max_momentum"], group["foreach"]  # as an earlier torch might write it
     torch.save(state, tmp_path / "checkpoint.pt")
     trainer_of(vectors_path, tmp_path, schedule="one_cycle").fit(resume=True)
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_a_number_may_be_whole_in_one_run_and_a_fraction_in_the_other(
+    schedule: str, vectors_path: Path, tmp_path: Path
+) -> None:
+    stop_by_signal(vectors_path, tmp_path, 5, schedule=schedule, weight_decay=0, lr=1)
+    trainer_of(vectors_path, tmp_path, schedule=schedule, weight_decay=0.0, lr=1.0).fit(resume=True)
 
 
 def test_a_checkpoint_without_its_selected_weights_says_so(vectors_path: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def check_arguments(given: dict[str, Any]) -> None:
             continue
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
         if not is_whole or not least <= value <= most:
-            raise ValueError(f"{name} must be a positive whole number, at most {most:,}, got {value!r}; correct it")
+            raise ValueError(f"{name} must be a whole number from {least} to {most:,}, got {value!r}; correct it")
     text_dim, num_classes, output = given["text_dim"], given["num_classes"], given["output"]
     num_groups, learnable_queries = given["num_groups"], given["learnable_queries"]
     decoder_dim, num_heads, num_layers = given["decoder_dim"], given["num_heads"], given["num_layers"]

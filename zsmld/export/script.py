@@ -12,7 +12,7 @@ how, words = (json.loads((here / f"{name}.json").read_text("utf-8")) for name in
 session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=onnxruntime.get_available_providers())
 size, method = (how["image_size"],) * 2, Image.Resampling[how["interpolation"].upper()]
 inputs = {}
-if (here / "word_embeddings.npy").exists():  # words are an input; replace file and words.json for others
+if (here / "word_embeddings.npy").exists():  # an input; replace both files for others, of this script alone
     inputs["word_embeddings"] = np.load(here / "word_embeddings.npy")
     if inputs["word_embeddings"].ndim == 3:
         inputs["mask"] = (inputs["word_embeddings"] != 0).any(2)

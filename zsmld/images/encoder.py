@@ -129,7 +129,14 @@ class ImageEncoder(nn.Module):
         for convolution in fragile:
             convolution.to(memory_format=torch.contiguous_format)
         self._image_format = torch.contiguous_format if fragile else torch.channels_last
-        self._probe()
+        try:
+            self._probe()
+        except (AssertionError, RuntimeError) as error:  # networks' ways to say that a size does not fit
+            if image_size is None or isinstance(error, (torch.OutOfMemoryError, NotImplementedError)):
+                raise
+            raise ValueError(
+                f"image_size must be one that {spec!r} takes, got {image_size}: {error}; leave it out for its own"
+            ) from error
 
     def _build_timm(
         self, name: str, pretrained: bool, image_size: int | None, checkpoint_path: str | Path | None
@@ -204,12 +211,7 @@ class ImageEncoder(nn.Module):
         """One blank image through the network: learns C and the grid, and refuses a model that gives no map."""
         training, size = self.training, self.transform.image_size
         self.eval()
-        try:
-            embeddings, whole = self._encode(torch.zeros(1, 3, size, size))
-        except (AssertionError, RuntimeError) as error:  # networks' ways to say that a size does not fit
-            raise ValueError(
-                f"image_size must be one that {self.spec!r} takes, got {size}: {error}; leave it out for its own"
-            ) from error
+        embeddings, whole = self._encode(torch.zeros(1, 3, size, size))
         self.train(training)
         if whole is not None and whole.shape != (1, embeddings.shape[-1]):
             raise ValueError(

@@ -64,7 +64,7 @@ class ImageTransform:
             raise ValueError(f"resize must be 'squash' or 'crop', got {self.resize!r}; choose one")
         check_image_size(self.image_size)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(values, Sequence) or len(values) != 3 or not all(map(_is_fp32, values)):
+            if not isinstance(values, Sequence | np.ndarray) or len(values) != 3 or not all(map(_is_fp32, values)):
                 raise ValueError(f"{name} must be 3 finite numbers, one per channel, got {values!r}; correct it")
         if 0 in np.asarray(self.std, np.float32):
             raise ValueError(f"std must hold no 0, which pixels are divided by, got {self.std!r}; correct it")

@@ -117,15 +117,19 @@ class Weights:
             number: {n: value if n == "step" else _like(value, parameters[number]) for n, value in entry.items()}
             for number, entry in state["optimizer"]["state"].items()
         }
+        groups = []
         for its, own in zip(state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
-            wrong = [name for name, value in own.items() if _kind(its.get(name)) != _kind(value)]
+            groups.append(own | its)  # an earlier torch had fewer entries
+            wrong = [name for name, value in own.items() if _kind(groups[-1][name]) != _kind(value)]
             if wrong:  # it takes whatever it is given
-                raise ValueError(f"the optimiser has no {wrong}, or of another kind")
-        optimizer.load_state_dict(state["optimizer"] | {"state": moments})
+                raise ValueError(f"the optimiser has {wrong} of another kind")
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _kind(value: Any) -> Any:
-    return tuple(map(type, value)) if isinstance(value, tuple) else type(value)
+    if isinstance(value, tuple):
+        return tuple(map(_kind, value))
+    return float if type(value) is int else type(value)  # a decay of 0 is one of 0.0
 
 
 def _is_share(tensor: Any) -> bool:
