@@ -112,6 +112,23 @@ def test_missing_images(tmp_path: Path) -> None:
     assert index.manifest["missing_images"] == ["a.jpg"]
 
 
+def test_what_is_no_file_is_missing(tmp_path: Path) -> None:
+    root = multilabel(tmp_path)
+    kept = (root / "a.jpg").rename(root / "kept.jpg")
+    makers = (
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to("nowhere.jpg"),
+        lambda path: path.symlink_to(path.name),  # in a circle
+        lambda path: path.symlink_to(root / "sub dir"),
+    )
+    for number, make in enumerate(makers):
+        make(root / "a.jpg")
+        assert prepare("image_list", root, missing_images="drop").manifest["missing_images"] == ["a.jpg"]
+        (root / "a.jpg").rename(tmp_path / f"away {number}")
+    (root / "a.jpg").symlink_to(kept)
+    assert "missing_images" not in prepare("image_list", root).manifest
+
+
 def test_everything_wrong_at_once(tmp_path: Path) -> None:
     files = {
         "train_list.txt": "a.jpg\t1,0,0\n\nb.jpg\t1,0\nc.jpg\t1,0,0,1\nd.jpg\t1,2,0\ne.jpg\n" + "f.jpg\t1\n" * 7,

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ def from_label_lists(columns: dict[str, pa.ListArray], shape: tuple[int, int]) -
 
 
 def finder(root: Path) -> Callable[[str], bool]:
-    """Whether a path below root is there. Folders are listed once: asking for each of 270,000 files takes far longer.
+    """Whether a path below root is a file. Folders are listed once: asking for each of 270,000 files takes far longer.
 
     Example:
         >>> finder(Path("/no/such/folder"))("0/1.jpg")
@@ -247,11 +247,20 @@ def finder(root: Path) -> Callable[[str], bool]:
     def is_there(path: str) -> bool:
         folder, _, name = path.rpartition("/")
         if folder not in listed:
-            where = root / folder
-            listed[folder] = set(os.listdir(where)) if os.path.isdir(where) else set()  # Path.is_dir refuses long names
+            listed[folder] = set(_files_in(root / folder))
         return name in listed[folder]
 
     return is_there
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    """Names of the files in a folder, links to files too; none if it is not there."""
+    if not os.path.isdir(folder):  # Path.is_dir refuses long names
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):  # the first asks for no file
+                yield entry.name
 
 
 def on_disk(root: Path, paths: pa.StringArray) -> np.ndarray:
