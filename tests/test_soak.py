@@ -1,6 +1,7 @@
 """What the soak run keeps is of the sources that it was measured on."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,3 +111,33 @@ def test_the_report_names_what_was_skipped_and_what_was_fuzzed(
     assert soak.main() == 1, "what did not run is not done"
     assert json.loads((tmp_path / "soak.json").read_text())["tests_that_did_not_run"] == tests.names[-1:]
     assert f"not done: {tests.names[-1]}.\n" in (tmp_path / "soak.md").read_text()
+
+
+def test_the_committed_report_has_all_that_the_tests_keep() -> None:
+    """Made by a full run; whether by one of these very sources is its digest's to say, not each commit's."""
+    report = json.loads((ROOT / "evaluation" / "reports" / "soak.json").read_text(encoding="utf-8"))
+    assert re.fullmatch("[0-9a-f]{64}", report.get("sources", "")), "run `make soak`"
+    assert report["tests_that_failed"] == [] and report["tests_that_were_skipped"] == {}
+    assert report["tests_that_did_not_run"] == []
+    expected = pieces_of_the_tests()
+    assert len(expected) >= 45
+    missing = [piece for piece in expected if not any(re.fullmatch(piece, found) for found in report["pieces"])]
+    assert not missing, "run `make soak`"
+    figures = report["pieces"]
+    assert {found["kills"] for piece, found in figures.items() if piece.startswith("kills of ")} == {50}
+    assert all(found["disks"] == 10 for piece, found in figures.items() if piece.startswith("full disk, "))
+    assert figures["mutated images"]["images"] == 500 and figures["large evaluation"]["images"] == 107_859
+    assert {found["images"] for piece, found in figures.items() if piece.startswith("large folder")} == {100_000}
+
+
+def pieces_of_the_tests() -> set[str]:
+    """A pattern for each piece: what the fault tests name where they keep it, and each fuzz test."""
+    found = set()
+    for path in (ROOT / "tests" / "acceptance").glob("test_f*.py"):
+        text = path.read_text(encoding="utf-8")
+        for keeper, name in re.findall(r'\b(keep|kill_again_and_again|fill_and_go_on)\(\s*f?"([^"]+)"', text):
+            name = f"full disk, {name}" if keeper == "fill_and_go_on" else name
+            found.add(".+".join(map(re.escape, re.split(r"\{.*?\}", name))))
+        if path.stem.startswith("test_fuzz_"):
+            found |= {rf"fuzzing of {name}(\[.+\])?" for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    return found
