@@ -516,7 +516,7 @@ def test_constants_and_the_old_classifier_are_left_out_with_the_reason(small, tm
         *(
             (
                 lambda s, change=change: s.update(
-                    {name: change(s[name]) for name in ("fc.decoder.query_embed.weight",)}
+                    {"fc.decoder.query_embed.weight": change(s["fc.decoder.query_embed.weight"])}
                 ),
                 rf"the head must have {kind} ones, \['decoder\.query_embed\.weight'\]",
             )

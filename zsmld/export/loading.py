@@ -119,14 +119,14 @@ def _model(folder: Path, config: dict[str, Any], words: dict[str, Any], device: 
 def _check_own_words(folder: Path, config: dict[str, Any], words: list[str], known: Vocabulary | None) -> None:
     """Whether words.json, which score.py reads, has still the words that the model was exported with."""
     if config["form"] == "frozen":
-        own, number = list(config["prediction"]["words"]), len(config["prediction"]["words"])
+        own = list(config["prediction"]["words"])
     elif known is not None:
-        own, number = list(known.words), len(known.words)
-    else:  # class queries without a vocabulary are called as words.json has it
-        own, number = words, config["decoder"]["num_classes"] or len(words)
-    if words != own or len(words) != number:
+        own = list(known.words)
+    else:
+        return  # words.json alone has them: `remember_words` counts those of class queries
+    if words != own:
         raise ValueError(
-            f"exported folder {folder} must have in words.json the words it was exported with, which are {number}, "
+            f"exported folder {folder} must have in words.json the words it was exported with, which are {len(own)}, "
             f"got {len(words)}, other ones or in another order; export the model again, changed ones are for score.py "
             f"alone"
         )

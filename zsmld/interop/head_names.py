@@ -169,11 +169,12 @@ def _official(names: _Names, kind: str, _: int | None) -> dict[str, Any]:
     for i in range(layers):
         for part in ("weight", "bias"):
             three = tuple(f"layers.{i}.{name}.{part}" for name in ("query_proj", "key_proj", "value_proj"))
-            joint = names.take(f"decoder.layers.{i}.multihead_attn.in_proj_{part}", *three)  # (3D,D) or (3D)
+            theirs = f"decoder.layers.{i}.multihead_attn.in_proj_{part}"
+            joint = names.take(theirs, *three)  # (3D,D) or (3D)
             if len(joint) % 3:
                 raise ValueError(
-                    f"the head must hold decoder.layers.{i}.multihead_attn.in_proj_{part} with a multiple of 3 rows, "
-                    f"got {len(joint)}; the checkpoint is damaged"
+                    f"the head must hold {theirs} with a multiple of 3 rows, got {len(joint)}; the checkpoint is "
+                    f"damaged"
                 )
             names.ours.update(zip(three, joint.chunk(3), strict=True))
             names.move(f"decoder.layers.{i}.multihead_attn.out_proj.{part}", f"layers.{i}.out_proj.{part}")

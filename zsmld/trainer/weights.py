@@ -117,12 +117,11 @@ class Weights:
             number: {n: value if n == "step" else _like(value, parameters[number]) for n, value in entry.items()}
             for number, entry in state["optimizer"]["state"].items()
         }
-        groups = []
-        for its, own in zip(state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
-            groups.append(own | its)  # an earlier torch had fewer entries
-            wrong = [name for name, value in own.items() if _kind(groups[-1][name]) != _kind(value)]
-            if wrong:  # it takes whatever it is given
-                raise ValueError(f"the optimiser has {wrong} of another kind")
+        own, saved = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+        groups = [mine | its for mine, its in zip(own, saved, strict=True)]  # an earlier torch had fewer entries
+        for mine, group in zip(own, groups, strict=True):
+            if wrong := [name for name in mine if _kind(group[name]) != _kind(mine[name])]:
+                raise ValueError(f"the optimiser has {wrong} of another kind")  # it takes whatever it is given
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
