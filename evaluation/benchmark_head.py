@@ -182,7 +182,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             head = MLDecoder(ENCODER_DIM, num_classes=num_words, num_groups=num_groups).eval().to(device)
         spatial = torch.randn(batch, NUM_POSITIONS, ENCODER_DIM, device=device)
         words = () if num_groups else (torch.randn(num_words, TEXT_DIM, device=device),)
-        reference = OfficialHead(head).eval()
+        reference = OfficialHead(head).eval().to(device)
         ways: dict[str, Callable[[], Any]] = {"reference": lambda r=reference, s=spatial, w=words: r(s, *w)}
         for precision in precisions(device):
             ours = InferenceDecoder(head, precision, NUM_POSITIONS, compile=precision == "int8" and compiles)
@@ -266,16 +266,22 @@ def memory_status(name: str) -> int:
 
 
 @torch.no_grad()
-def changes(head: MLDecoder, spatial: Tensor, words: Tensor, targets: np.ndarray) -> list[dict[str, Any]]:
+def changes(
+    head: MLDecoder,
+    spatial: Tensor,
+    words: Tensor,
+    targets: np.ndarray,
+    precisions: tuple[str, ...] = ("fp32", "bf16", "int8"),
+) -> list[dict[str, Any]]:
     """mAP in points of each precision, beside the head itself."""
 
     def figures(decode: Callable[[Tensor], Tensor]) -> tuple[np.ndarray, float]:
-        logits = torch.cat([decode(part) for part in spatial.split(64)]).numpy()
+        logits = torch.cat([decode(part) for part in spatial.split(64)]).cpu().numpy()
         return logits, 100 * mean_average_precision(average_precision(logits, targets), "skip")
 
     plain, expected = figures(lambda part: head(part, words))
     rows = []
-    for precision in ("fp32", "bf16", "int8"):
+    for precision in precisions:
         if precision == "int8" and not int8_is_available():
             continue
         ours = InferenceDecoder(head, precision, spatial.shape[1])

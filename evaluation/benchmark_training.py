@@ -423,7 +423,10 @@ def measure(case: Case, precision: str, device: torch.device, num_rounds: int) -
 
 def agree(case: Case, ours: Ours, batch: Batch, reference: Reference, pair: Any, precision: str) -> dict[str, float]:
     """The first losses and the largest relative difference of a gradient; they must be equal before they are timed."""
+    # By default cuDNN rounds the factors of fp32 convolutions to TF32, in each memory order its own way.
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     losses = float(reference.backward(*pair)), float(ours.backward(batch))
+    torch.backends.cudnn.allow_tf32 = before
     difference = abs(losses[1] - losses[0]) / abs(losses[0])
     largest = 0.0
     if precision == "fp32":

@@ -4,9 +4,10 @@
     python evaluation/make_reports.py scenes_zsl export    # these
     python evaluation/make_reports.py --tables             # measures nothing: README and docs show what reports say
 
-Reports on photos need ../shared/real (photos, weights and word vectors that do not come with zsmld); without them they
-are left as they are, and named. A table of README or docs that is a report's stands under a line that says so,
-`<!-- copied: evaluation/reports/scenes_zsl.md, table 1 -->`, and the test suite fails when it is not the report's.
+Reports on photos need ../shared/real (photos, weights and word vectors that do not come with zsmld), and one needs a
+GPU; without them they are left as they are, and named. A table of README or docs that is a report's stands under a line
+that says so, `<!-- copied: evaluation/reports/scenes_zsl.md, table 1 -->`, and the test suite fails when it is not the
+report's.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = {  # the command of each; those that take minutes first
@@ -25,6 +28,7 @@ REPORTS = {  # the command of each; those that take minutes first
     "benchmark_predict": "evaluation/benchmark_predict.py --root ../shared/real",
     "benchmark_training": "evaluation/benchmark_training.py --rounds 4 --threads 1",
     "benchmark_head": "evaluation/benchmark_head.py",
+    "benchmark_gpu": "evaluation/benchmark_gpu.py --root ../shared/real",
     "export": "evaluation/export_study.py --root ../shared/real",
     "benchmark_features": "evaluation/benchmark_features.py --root ../shared/real",
     "reproducibility": "evaluation/reproducibility.py",
@@ -36,6 +40,7 @@ REPORTS = {  # the command of each; those that take minutes first
 }
 COMMANDS = {**REPORTS, "notebooks": "evaluation/render_notebooks.py"}  # no report, but docs/notebooks have its figures
 ON_PHOTOS = {"query_augmentation_photos", "zero_shot_study"}  # beside those whose command says --root
+ON_GPUS = {"benchmark_gpu"}
 PHOTOS = ROOT.parent / "shared" / "real"
 COPIED = re.compile(r"<!-- copied: (\S+\.md), table (\d+) -->\n\n((?:\|.*\n)+)")
 
@@ -66,6 +71,9 @@ def measure(names: list[str]) -> list[str]:
         command = COMMANDS[name]
         if (name in ON_PHOTOS or "--root" in command) and not PHOTOS.is_dir():
             failed.append(f"{name} (needs {PHOTOS})")
+            continue
+        if name in ON_GPUS and not torch.cuda.is_available():
+            failed.append(f"{name} (needs a CUDA GPU)")
             continue
         print(f"{name}: python {command}", flush=True)
         if status := subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode:

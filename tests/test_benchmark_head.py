@@ -63,3 +63,20 @@ def test_the_shortlist_keeps_the_best_words_at_a_tenth_of_the_cost(report: dict[
     found = report["shortlist"]
     assert found["words"] == 20000 and found["top_10_kept"] >= 0.99 and found["cost"] <= 0.1
     assert found["max_difference_of_kept"] <= 1e-5
+
+
+def test_on_a_gpu_bf16_is_faster_than_the_official_design_without_its_loop_and_changes_little() -> None:
+    report = json.loads((EVALUATION / "reports" / "benchmark_gpu.json").read_text(encoding="utf-8"))
+    gpu = load_script(EVALUATION / "benchmark_gpu.py")
+    shapes = {("word", *shape) for shape in gpu.WORD_ROWS} | {("class", gpu.CLASS_ROW[0], gpu.CLASS_ROW[2])}
+    for precision in gpu.PRECISIONS:
+        rows = [row for row in report["rows"] if row["precision"] == precision]
+        assert {(row["mode"], row["words"], row["batch"]) for row in rows} == shapes
+        assert all(0 < row["share_of_peak"] < 1 for row in rows)
+        if precision == "fp32":
+            assert all(row["max_difference"] <= 1e-4 for row in rows)
+        else:
+            assert all(row["ratio_to_unlooped"] > 1 for row in rows)
+    assert [row["precision"] for row in report["accuracy"]] == list(gpu.PRECISIONS)
+    assert all(abs(row["change_points"]) <= 0.1 for row in report["accuracy"])
+    assert gpu.markdown(report) == (EVALUATION / "reports" / "benchmark_gpu.md").read_text(encoding="utf-8")

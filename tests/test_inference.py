@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zsmld.decoder import MLDecoder, TrainingFreeScorer
+from zsmld.decoder.bf16 import Bf16Layer
+from zsmld.decoder.folded import FoldedLayer, fold
 from zsmld.decoder.inference import CompiledWords, InferenceDecoder
 from zsmld.decoder.int8 import Int8Linear, QuantizingLinear, int8_is_available, quantize
 
@@ -411,6 +413,31 @@ def test_bf16_stays_near_fp32(options, mixes):
     """
     error = max(relative_error(options, "bf16", mixes, seed) for seed in range(3))
     assert 1e-6 < error < 0.03
+
+
+@pytest.mark.parametrize("options", PRECISE.values(), ids=PRECISE)
+@torch.no_grad()
+def test_rows_in_bf16_stay_near_fp32(options):
+    """As GPUs decode: beside the bound of the test above, what is between two products is rounded, too."""
+    for seed in range(3):
+        decoder = build(seed, amount=0.1, **options)
+        folded, heads, base = fold(decoder), randn(seed, 2, 60, D), randn(seed + 9, 60, D)
+        base = None if folded.first is None else base - base.mean(1, keepdim=True)
+        both = Bf16Layer(folded).from_heads(heads.bfloat16(), base), FoldedLayer(folded).from_heads(heads, base)
+        for found, expected in zip(*both, strict=True):
+            assert (found is None) == (expected is None)
+            if found is not None:
+                assert found.dtype == torch.float32
+                error = (found - expected).square().mean().sqrt() / expected.std(1).mean()
+                assert 1e-6 < error < 0.03
+
+
+def test_close_logits_are_not_rounded_to_one():
+    decoder = build(output="shared")
+    folded = fold(decoder)
+    heads = randn(1, 1, 500, D).bfloat16()
+    logits, _ = Bf16Layer(folded).from_heads(heads, randn(2, 500, D))
+    assert len(logits.unique()) > 490, "bf16 has some 250 numbers between 1 and 4"
 
 
 @needs_int8

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,27 @@ def test_the_scaler_of_fp16_goes_on(vectors_path: Path, tmp_path: Path, monkeypa
     assert_same_bits(outcome(resumed), outcome(alone))
     states = [load_state(tmp_path / name / "checkpoint.pt")["scaler"] for name in ("stopped", "whole")]
     assert states[0] == states[1] and states[0]["scale"] == 1024 * 2**6
+
+
+def test_a_step_that_fp16_skips_moves_no_schedule(
+    vectors_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first steps on a GPU: gradients overflow until the scale has come down."""
+
+    def with_scaler(*arguments: Any) -> Any:
+        accelerator = build_accelerator(*arguments)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+        return accelerator
+
+    monkeypatch.setattr("zsmld.trainer.build_accelerator", with_scaler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns where a schedule moves before the optimiser
+        trainer = trainer_of(vectors_path, tmp_path, schedule="cosine")
+        trainer.fit()
+    state = load_state(tmp_path / "checkpoint.pt")
+    skipped = int(np.log2(3e38 / state["scaler"]["scale"]).round())
+    assert 1 <= skipped < STEPS and state["scheduler"]["last_epoch"] == STEPS - skipped
+    assert np.isfinite([record["loss"] for record in trainer.history]).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- signals

@@ -5,7 +5,7 @@ F feed-forward width, H attention heads, N words, K descriptions of a word, G gr
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsmld.decoder import join_words
+from zsmld.decoder.bf16 import Bf16Layer, Bf16Linear
 from zsmld.decoder.folded import FoldedLayer, PackedLinear, fold
 from zsmld.decoder.int8 import Int8Layer, QuantizingLinear, int8_is_available
 from zsmld.decoder.ml_decoder import MLDecoder
@@ -114,10 +115,12 @@ class InferenceDecoder:
         self._max_rows = _ROWS.get(self._device.type, _ROWS_ELSEWHERE)
         self._versions = self._weight_versions()
         self._classes: CompiledWords | None = None
+        self._in_bf16 = precision == "bf16" and self._device.type == "cuda"  # all that is between the kernels, too
         self._folds = isinstance(decoder, MLDecoder) and len(decoder.layers) == 1 and decoder.descriptions == "mean"
         if isinstance(decoder, MLDecoder) and self._folds:
             self._fold(decoder, precision, compile)
-            self._keeps_hidden = num_positions is not None and self._mixing_pays(self._max_rows, num_positions)
+            mixes = num_positions is not None and self._mixing_pays(self._max_rows, num_positions)
+            self._keeps_hidden = mixes and not self._in_bf16
             if decoder.text_dim is None:
                 self._classes = CompiledWords(self._compile_queries(decoder.group_queries))
 
@@ -137,11 +140,19 @@ class InferenceDecoder:
         pair = (layer.key_proj, layer.value_proj)
         of_memory = torch.cat([proj.weight for proj in pair]), torch.cat([proj.bias for proj in pair])
         of_spatial = decoder.spatial_proj.weight, decoder.spatial_proj.bias
-        self._spatial_proj = QuantizingLinear(*of_spatial) if int8 else PackedLinear(*of_spatial, bf16)
-        self._key_value_proj = QuantizingLinear(*of_memory, positive=True) if int8 else PackedLinear(*of_memory, bf16)
-        self._layer: FoldedLayer | Int8Layer = (
-            Int8Layer(self._folded, compile) if int8 else FoldedLayer(self._folded, bf16)
-        )
+        self._spatial_proj: Callable[[Tensor], Tensor]
+        self._key_value_proj: Callable[[Tensor], Tensor]
+        self._layer: FoldedLayer | Int8Layer | Bf16Layer
+        if int8:
+            self._spatial_proj = QuantizingLinear(*of_spatial)
+            self._key_value_proj = QuantizingLinear(*of_memory, positive=True)
+            self._layer = Int8Layer(self._folded, compile)
+        elif self._in_bf16:
+            self._spatial_proj, self._key_value_proj = Bf16Linear(*of_spatial), Bf16Linear(*of_memory)
+            self._layer = Bf16Layer(self._folded)
+        else:
+            self._spatial_proj, self._key_value_proj = PackedLinear(*of_spatial, bf16), PackedLinear(*of_memory, bf16)
+            self._layer = FoldedLayer(self._folded, bf16)
         self._first = None if self._folded.first is None else PackedLinear(self._folded.first)
 
     # ------------------------------------------------------------------------------------------------ word side
@@ -263,16 +274,17 @@ class InferenceDecoder:
         # Without the hidden layers that are kept with a vocabulary, mixing would save nothing.
         is_ready = self._first is None or "hidden" in words.parts
         mixes = is_ready and self._mixing_pays(len(words), spatial.shape[1])
+        mix = None if isinstance(self._layer, Bf16Layer) or not mixes else self._layer.mix
         step = min(len(words), self._max_rows)
         # Images that are decoded as one. A processor is busy with one whose values are mixed.
-        together = 1 if mixes and self._device.type == "cpu" else max(1, self._max_rows // step)
+        together = 1 if mix and self._device.type == "cpu" else max(1, self._max_rows // step)
         width = () if self._classes is None else (self._dim,)
         found = torch.empty(len(spatial), len(words), *width, device=self._device)
         for some_images in _pieces(len(spatial), max(_IMAGES, together)):
             keys, values = self._keys_and_values(spatial[some_images])  # (B',H,S,D/H)
             of_these = found[some_images]
             for images in _pieces(len(of_these), together):
-                mixed = self._layer.mix(values[images]) if mixes else None
+                mixed = mix(values[images]) if mix else None
                 for some in _pieces(len(words), step):
                     of_these[images, some] = self._decode(keys[images], values[images], mixed, words.select(some))
         return found
@@ -286,14 +298,15 @@ class InferenceDecoder:
         """(B,S,C) -> keys and values (B,H,S,D/H)."""
         if self._head.unit_positions:
             spatial = F.normalize(spatial, dim=2) * math.sqrt(spatial.shape[2])
-        memory = F.relu(self._spatial_proj(spatial))  # (B,S,D)
+        memory = F.relu(self._spatial_proj(spatial.bfloat16() if self._in_bf16 else spatial))  # (B,S,D)
         both = self._key_value_proj(memory).unflatten(2, (2, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         return both[0], both[1]
 
     def _decode(self, keys: Tensor, values: Tensor, mixed: Any, words: CompiledWords) -> Tensor:
         """Some images and some words -> the head's own logits (B,n), or in class mode (B,n,D)."""
-        projected, base = words.parts["projected"].transpose(0, 1), words.parts.get("base")  # (H,n,D/H), (n,D)
-        if mixed is None:
+        projected = words.parts["projected"].transpose(0, 1).to(keys.dtype)  # (H,n,D/H)
+        base = words.parts.get("base")  # (n,D)
+        if mixed is None or isinstance(self._layer, Bf16Layer):
             queries = projected.expand(len(keys), -1, -1, -1)  # (B,H,n,D/H)
             heads = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)  # (B,H,n,D/H)
             found, looked_at = self._layer.from_heads(heads.transpose(1, 2).flatten(2), base)

@@ -164,10 +164,13 @@ def _export(
     device = next(model.parameters()).device
     example = pixels[:2] if settings.include_preprocessing else pixels[:2].float() / 255
     inputs = (example, *word_inputs(None if sample is None else sample[:3]))
-    program = capture(graph, tuple(tensor.to(device) for tensor in inputs))
+    # On the CPU: a trace of a GPU holds the limits of its kernels, no batch of one image among them.
+    program = capture(graph.cpu(), inputs)
     path, wanted = folder / FILES[settings.format], settings.format
     first = folder / "fp32.onnx" if settings.precision == "int8" else path
-    write_program(program, first, wanted, opset, metadata(model, settings, frozen))  # type: ignore[arg-type]
+    texts = metadata(model, settings, frozen)
+    write_program(program, first, wanted, opset, texts, device)  # type: ignore[arg-type]
+    graph.to(device)
     if settings.precision == "int8":
         feeds = None
         if batches is not None:

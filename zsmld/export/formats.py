@@ -45,7 +45,12 @@ def capture(graph: ExportGraph, example: tuple[Tensor, ...]) -> torch.export.Exp
 
 
 def write_program(
-    program: torch.export.ExportedProgram, path: Path, format: Format, opset: int | None, metadata: dict[str, str]
+    program: torch.export.ExportedProgram,
+    path: Path,
+    format: Format,
+    opset: int | None,
+    metadata: dict[str, str],
+    device: torch.device,
 ) -> None:
     """Write a traced graph.
 
@@ -55,13 +60,19 @@ def write_program(
         format: of the file.
         opset: of ONNX; None for what the exporter prefers.
         metadata: texts to keep in an ONNX file.
+        device: that AOTInductor compiles for.
 
     Raises:
         ValueError: if the format's exporter or compiler refuses the graph.
     """
     try:
         with torch.no_grad(), quietly():
-            _WRITERS[format](program, path, opset, metadata)
+            if format == "onnx":
+                _write_onnx(program, path, opset, metadata)
+            elif format == "torch_export":
+                torch.export.save(program, path)
+            else:
+                torch._inductor.aoti_compile_and_package(moved(program, device), package_path=str(path))
     except Exception as error:  # exporters name no kinds of their own
         reason = str(error).strip().splitlines()
         raise ValueError(
@@ -85,19 +96,13 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | 
     made.save(path, external_data=_num_bytes(program) > 1.9e9)
 
 
-def _write_torch_export(
-    program: torch.export.ExportedProgram, path: Path, opset: int | None, metadata: dict[str, str]
-) -> None:
-    torch.export.save(program, path)
+def moved(program: torch.export.ExportedProgram, device: torch.device) -> torch.export.ExportedProgram:
+    """A program that was traced on the CPU, on a device."""
+    if device.type == "cpu":
+        return program
+    from torch.export.passes import move_to_device_pass
 
-
-def _write_aot_inductor(
-    program: torch.export.ExportedProgram, path: Path, opset: int | None, metadata: dict[str, str]
-) -> None:
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-
-
-_WRITERS = {"onnx": _write_onnx, "torch_export": _write_torch_export, "aot_inductor": _write_aot_inductor}
+    return move_to_device_pass(program, str(device))
 
 
 def has_compiler() -> bool:

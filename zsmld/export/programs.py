@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsmld.export.formats import FILES, quietly
+from zsmld.export.formats import FILES, moved, quietly
 from zsmld.text import resolve_device
 
 _MAX_ROWS = 65_536  # images times words in one run: their hidden layers stay below a gigabyte
@@ -116,11 +116,7 @@ def _load_onnx(path: Path, device: str, compiled_for: str) -> tuple[Run, torch.d
 def _load_torch_export(path: Path, device: str, compiled_for: str) -> tuple[Run, torch.device]:
     on = resolve_device(device)
     with quietly():
-        program = torch.export.load(path)
-        if on.type != "cpu":
-            from torch.export.passes import move_to_device_pass
-
-            program = move_to_device_pass(program, str(on))
+        program = moved(torch.export.load(path), on)
     module = program.module()
     return lambda *inputs: module(*(tensor.to(on) for tensor in inputs)), on
 

@@ -356,7 +356,8 @@ class Trainer:
                         accelerator.clip_grad_norm_(network.parameters(), self.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
-                    scheduler.step()
+                    if not accelerator.optimizer_step_was_skipped:  # as in fp16, where gradients overflowed
+                        scheduler.step()
                 progress.step, own_images = step + 1, own_images + int(num_images)
                 weights.update(progress.step)
                 if (saving or progress.step == last) and not weights.are_finite():
