@@ -1,4 +1,4 @@
-"""On a GPU: every door gives what it gives on the CPU. All of it is skipped where there is none.
+"""On a GPU: what is given there is what the CPU gives. All of it is skipped where there is none.
 
     python -m pytest tests/test_cuda.py
 
@@ -29,6 +29,8 @@ from zsmld.attention import explain
 from zsmld.calibration import calibrate
 from zsmld.cli import main
 from zsmld.decoder import TrainingFreeScorer
+from zsmld.decoder.bf16 import Bf16Layer
+from zsmld.decoder.folded import fold
 from zsmld.decoder.inference import InferenceDecoder
 from zsmld.estimator import MLDecoderClassifier
 from zsmld.export import export_model, load_exported
@@ -105,14 +107,33 @@ def test_logits_and_gradients_are_those_of_the_cpu(kind: str) -> None:
 def test_the_inference_form_is_the_head(kind: str) -> None:
     head, (spatial, *words) = build(kind), inputs_of(kind)
     expected = head(spatial, *words)
-    head.cuda()
-    for precision, tolerance in (("fp32", 1e-4), ("bf16", 0.1)):
-        fast = InferenceDecoder(head, precision, num_positions=9)  # type: ignore[arg-type]
-        logits = fast(spatial.cuda(), *(fast.compile(part.cuda()) for part in words))
-        assert logits.dtype == torch.float32 and logits.is_cuda
-        close(logits, expected, tolerance * float(expected.detach().std()))
+    fast = InferenceDecoder(head.cuda(), num_positions=9)
+    logits = fast(spatial.cuda(), *(fast.compile(part.cuda()) for part in words))
+    assert logits.dtype == torch.float32 and logits.is_cuda
+    close(logits, expected)
     with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16' on cuda here, got 'int8'"):
         InferenceDecoder(head, "int8")
+
+
+@pytest.mark.parametrize("kind", ["shared", "cosine", "sum", "classes"])
+@torch.no_grad()
+def test_bf16_stays_near_fp32(kind: str) -> None:
+    """The bound of `tests/test_inference.py`, on what is rounded here: the rows between the products, too."""
+    head, (spatial, *words) = build(kind), inputs_of(kind)
+    expected = head(spatial, *words)
+    fast = InferenceDecoder(head.cuda(), "bf16", num_positions=9)
+    compiled = [fast.compile(part.cuda()) for part in words]
+    logits = fast(spatial.cuda(), *compiled)
+    assert logits.dtype == torch.float32 and logits.is_cuda
+    assert 1e-6 < (logits.cpu() - expected).square().mean().sqrt() / expected.std(1).mean() < 0.03
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(fast(spatial.cuda(), *compiled), logits)
+
+
+@torch.no_grad()
+def test_the_last_norm_and_the_logits_of_bf16_rows_are_fp32() -> None:
+    layer, rows = Bf16Layer(fold(build("shared").cuda())), torch.randn(2, 50, 64, device="cuda").bfloat16()
+    close(layer._logits(rows), build("shared").shared_fc(build("shared").layers[0].norm3(rows.cpu().float()))[..., 0])
 
 
 @torch.no_grad()
@@ -269,7 +290,7 @@ def test_training_reduces_the_loss(precision: str, vectors_path: Path, tmp_path:
 
 @pytest.mark.parametrize("options", [AUGMENTED, FROZEN, KNOWING], ids=["augmented", "frozen", "knowing"])
 def test_an_interrupted_training_goes_on(options: dict[str, Any], vectors_path: Path, tmp_path: Path) -> None:
-    """The device's random numbers, for dropout, go on too: without them losses are far apart."""
+    """The device's random numbers, for dropout, go on too."""
     options = options | {"device": "cuda"}
     alone = trainer_of(vectors_path, tmp_path / "whole", **options)
     alone.fit()
@@ -286,29 +307,44 @@ def test_an_interrupted_training_goes_on(options: dict[str, Any], vectors_path: 
 
 
 def test_the_scaler_of_fp16_goes_on(vectors_path: Path, tmp_path: Path) -> None:
-    stop_by_signal(vectors_path, tmp_path, 10, device="cuda", precision="fp16")
-    assert load_state(tmp_path / "checkpoint.pt")["scaler"]["scale"] > 0
-    resumed = trainer_of(vectors_path, tmp_path, device="cuda", precision="fp16")
-    resumed.fit(resume=True)
-    assert len(resumed.history) == 3 and np.isfinite(losses_of(resumed)).all()
+    options = {"device": "cuda", "precision": "fp16"}
+    trainer_of(vectors_path, tmp_path / "whole", **options).fit()
+    stop_by_signal(vectors_path, tmp_path / "stopped", 10, **options)
+    trainer_of(vectors_path, tmp_path / "stopped", **options).fit(resume=True)
+    states = [load_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped")]
+    assert states[0]["scaler"]["scale"] < 65536 and states[0]["scheduler"]["last_epoch"] < 12, "nothing overflowed"
+    assert states[1]["scaler"] == states[0]["scaler"]
+    assert states[1]["scheduler"]["last_epoch"] == states[0]["scheduler"]["last_epoch"]
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_one_step_is_that_of_the_cpu(cached: bool, vectors_path: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"epochs": 1, "steps_per_epoch": 1, "optimizer": "sgd"}
+    options: dict[str, Any] = {
+        "epochs": 1,
+        "steps_per_epoch": 1,
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "lr": 1e-2,
+    }
     options |= {"freeze_image_encoder": True, "ema_decay": 0.0, "val_dataset": None, "holdout_words": 0.0}
-    found = []
+    losses, changes = [], []
     for device in ("cpu", "cuda"):
         features = {"features": FeatureCache(tmp_path / device)} if cached else {}
         trainer = trainer_of(vectors_path, None, **options, **features, device=device)
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+        before = {name: weight.detach().cpu().clone() for name, weight in trainer.model.decoder.named_parameters()}
         trainer.fit()
-        found.append(trainer)
-    assert losses_of(found[1]) == pytest.approx(losses_of(found[0]), rel=1e-4)
-    for name, tensor in found[0].model.state_dict().items():
-        close(found[1].model.state_dict()[name], tensor, 1e-4)
+        losses.append(losses_of(trainer))
+        changes.append(
+            {name: weight.detach().cpu() - before[name] for name, weight in trainer.model.decoder.named_parameters()}
+        )
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    largest = max(float(change.abs().max()) for change in changes[0].values())
+    assert largest > 1e-3
+    for name, change in changes[0].items():
+        close(changes[1][name] / largest, change / largest, 1e-3)
 
 
 @pytest.fixture
@@ -327,8 +363,8 @@ def recipe(photos: Path, vectors_path: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["trainer.precision=bf16"], ["trainer.precision=fp16"], ["trainer.fsdp=true"], ["trainer.num_workers=2"]],
-    ids=["plain", "bf16", "fp16", "fsdp", "workers"],
+    [[], ["trainer.precision=bf16"], ["trainer.precision=fp16"], ["trainer.num_workers=2"]],
+    ids=["plain", "bf16", "fp16", "workers"],
 )
 def test_torchrun_trains_a_recipe_on_nccl(options: list[str], recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
@@ -388,7 +424,7 @@ def test_an_exported_program_runs_on_the_gpu(
     model = make_model(output="sum")
     options = {"device": "cuda"} if format == "aot_inductor" else {}
     report = export_model(model, tmp_path / "out", format=format, **options)  # type: ignore[arg-type]
-    assert report.largest_difference < 1e-3
+    assert len(report.checks) == 9
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())  # the model stays where it is
     loaded = Predictor(load_exported(tmp_path / "out", "cuda", trust_program=True), ["zebra", "dog"], device="cuda")
     expected = Predictor(model, ["zebra", "dog"], device="cpu").score(images)[0]

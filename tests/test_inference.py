@@ -432,12 +432,25 @@ def test_rows_in_bf16_stay_near_fp32(options):
                 assert 1e-6 < error < 0.03
 
 
-def test_close_logits_are_not_rounded_to_one():
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+@torch.no_grad()
+def test_the_last_norm_and_the_logits_of_bf16_rows_are_fp32(size):
+    """Rounded to bf16, the logits of many words would be one number; small rows feel the norm's ε, all the mean."""
     decoder = build(output="shared")
-    folded = fold(decoder)
-    heads = randn(1, 1, 500, D).bfloat16()
-    logits, _ = Bf16Layer(folded).from_heads(heads, randn(2, 500, D))
-    assert len(logits.unique()) > 490, "bf16 has some 250 numbers between 1 and 4"
+    rows = (size * randn(1, 2, 50, D) + size * randn(2, 2, 50, 1)).bfloat16()
+    expected = decoder.shared_fc(decoder.layers[0].norm3(rows.double().float()))[..., 0]
+    close(Bf16Layer(fold(decoder))._logits(rows), expected, 1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"num_classes": 60, "num_groups": 25}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_callers_autocast_changes_nothing(precision, options):
+    decoder = build(**options)
+    fast, spatial = InferenceDecoder(decoder, precision), spatial_of(decoder, 1, 4, 5)
+    words = None if "num_classes" in options else fast.compile(randn(2, 60, T))
+    expected = fast(spatial, words)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(spatial, words), expected)
 
 
 @needs_int8

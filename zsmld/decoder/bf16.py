@@ -1,5 +1,5 @@
 """The folded layer in bf16, for GPUs: products are cheap there, and passing over rows is not. Rows stay in bf16 between
-the kernels, which sum in fp32; the third norm and the logits are fp32.
+the kernels; the third norm and the logits are fp32.
 
 Letters used in the shapes: B images, S spatial positions, T text width, D decoder width, F feed-forward width,
 n words of a chunk.
@@ -52,7 +52,8 @@ class Bf16Layer:
         self._cosine = None if folded.cosine is None else Bf16Linear(*folded.cosine)
         if folded.second is None or folded.second_bias is None:
             return
-        # The second bias is added with the second norm's shift, and taken out again of what the first matrix sees.
+        # The second bias is added with the second norm's shift, and taken out again of what the first matrix sees. It
+        # costs digits where it is far larger than the rows, which trained biases are not.
         self._norm2 = layer.norm2.weight.bfloat16(), (layer.norm2.bias + folded.second_bias).bfloat16()
         bias = layer.linear1.bias - layer.linear1.weight @ folded.second_bias
         self._linear1, self._second = Bf16Linear(layer.linear1.weight, bias, relu=True), folded.second.bfloat16()
@@ -72,11 +73,15 @@ class Bf16Layer:
         v = torch.addmm(t.flatten(0, 1), hidden.flatten(0, 1), self._second.T).view_as(t)  # (B,n,D)
         if self._folded.summary is None:
             return F.layer_norm(v.float(), norm3.normalized_shape, eps=norm3.eps), looked_at
+        return self._logits(v), looked_at
+
+    def _logits(self, v: Tensor) -> Tensor:
+        """(B,n,D) bf16 -> (B,n) fp32, the third norm and the output projection."""
+        norm = self._folded.layer.norm3
         high, low = _in_fp32(v, self._summary).unflatten(2, (2, 2)).unbind(2)  # (B,n,2)
         product, mean = (high + low).unbind(2)  # (B,n)
         variance = torch.linalg.vector_norm(v, dim=2, dtype=torch.float32).square() / v.shape[2] - mean.square()
-        logits = product * (variance.clamp(min=0) + norm3.eps).rsqrt() + self._folded.output_bias
-        return logits, looked_at
+        return product * (variance.clamp(min=0) + norm.eps).rsqrt() + self._folded.output_bias
 
 
 def _in_fp32(x: Tensor, weight: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ class InferenceDecoder:
 
     Args:
         decoder: a head or a training-free scorer, on its device; decoded as in eval mode.
-        precision: of the large products: "fp32", "bf16", or on x86 processors "int8".
+        precision: of the large products: "fp32", "bf16", or on x86 processors "int8". On GPUs bf16 is that of attention
+            and of all that is between the products, too; logits are fp32.
         num_positions: S of the images to come; it decides what is kept with a vocabulary. Others work as well.
         compile: in int8, make one loop of each step between two products. It needs a C++ compiler, and half a minute
             when it is first used on a machine.
@@ -221,26 +222,14 @@ class InferenceDecoder:
         words = self._classes or words
         if words is None and self.decoder.text_dim is not None:
             raise ValueError("words must be compiled words in word mode, got None; pass those of compile()")
-        if not self._folds:
+        with torch.autocast(self._device.type, enabled=False):  # the caller's would round more than `precision` says
+            if self._folds:
+                return self._decode_folded(spatial, words)
             training = self.decoder.training
             try:
                 return self._decode_as_is(spatial, words)
             finally:
                 self.decoder.train(training)
-        assert words is not None  # folded classes are words as well
-        if spatial.ndim != 3 or spatial.shape[2] != self._head.encoder_dim:
-            self._head.memory(spatial)  # which refuses them, and says why
-        logits = self._decode_all(spatial, words)
-        if self._classes is not None:
-            return self._group_logits(logits)
-        if "reach" in words.parts:
-            logits *= words.parts["reach"]
-        prior = self._head.prior
-        if prior is not None:
-            views = prior.image_views(spatial)  # (B,V,T)
-            for some in _pieces(len(words), max(1, 8 * self._max_rows // len(spatial))):
-                logits[:, some] += _score(prior, views, words.select(some), "prior")
-        return logits
 
     @torch.no_grad()
     def shortlisted(self, spatial_embeddings: Tensor, words: CompiledWords, shortlist: Shortlist) -> Tensor:
@@ -267,6 +256,23 @@ class InferenceDecoder:
         logits[:, shortlist.anchors] = of_anchors
         for image, labels in enumerate(best):
             logits[image, labels] = self(spatial_embeddings[image : image + 1], words.select(labels))[0]
+        return logits
+
+    def _decode_folded(self, spatial: Tensor, words: CompiledWords | None) -> Tensor:
+        """By what is folded -> (B,N)."""
+        assert words is not None  # folded classes are words as well
+        if spatial.ndim != 3 or spatial.shape[2] != self._head.encoder_dim:
+            self._head.memory(spatial)  # which refuses them, and says why
+        logits = self._decode_all(spatial, words)
+        if self._classes is not None:
+            return self._group_logits(logits)
+        if "reach" in words.parts:
+            logits *= words.parts["reach"]
+        prior = self._head.prior
+        if prior is not None:
+            views = prior.image_views(spatial)  # (B,V,T)
+            for some in _pieces(len(words), max(1, 8 * self._max_rows // len(spatial))):
+                logits[:, some] += _score(prior, views, words.select(some), "prior")
         return logits
 
     def _decode_all(self, spatial: Tensor, words: CompiledWords) -> Tensor:
