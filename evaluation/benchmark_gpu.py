@@ -30,6 +30,7 @@ from benchmark_head import (
     changes,
     interleaved,
     processor_name,
+    trained_on_photos,
 )
 from torch import Tensor
 
@@ -109,20 +110,6 @@ def measure(mode: str, num_words: int, batch: int, num_groups: int | None, peaks
         row |= {"max_difference": differences[precision], "of_official": differences[f"looped {precision}"]}
         row["fp32_memory_mib"] = memory
         yield row
-
-
-def accuracy(root: Path) -> list[dict[str, Any]]:
-    """A head trained on four fifths of the photos, all words on the rest, decoded on the GPU."""
-    import coco_photos_zsl as photos
-
-    features, encoder = photos.load_features(root), photos.image_encoder(root)
-    test = photos.folds(len(features))[0]
-    photos.TRAINER |= {"epochs": 12, "device": "cuda"}
-    vectors = TextEncoder(f"vectors:{root / 'vectors' / 'coco80_clip_vit_b32.npz'}")
-    trained, _ = photos.train(features, np.setdiff1d(np.arange(len(features)), test), encoder, vectors)
-    spatial = torch.as_tensor(np.asarray(features.spatial_embeddings[:])).float()[test]
-    head, words = trained.decoder.eval().cuda(), trained.encode_words(list(features.vocabulary))
-    return changes(head, spatial.cuda(), words.cuda(), features.targets.toarray()[test], PRECISIONS)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -206,7 +193,8 @@ def main() -> None:
         "versions": package_versions(),
     }
     if options.root:
-        report["accuracy"] = accuracy(options.root)
+        vectors = TextEncoder(f"vectors:{options.root / 'vectors' / 'coco80_clip_vit_b32.npz'}")
+        report["accuracy"] = changes(*trained_on_photos(options.root, vectors, "cuda"), PRECISIONS)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = markdown(report)
